@@ -1,0 +1,89 @@
+# `make demo` and `make test` need python3, g++ and make; they work in .venv and touch nothing else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet
+
+PACKAGE := $(shell find CMakeLists.txt pyproject.toml packaging cpp cuda python -type f -not -name '*.pyc')
+CPP := $(shell find cpp cuda tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint lint-cpp lint-python lint-types lint-workflows format gpu-check wheels asan fuzz clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 14
+
+# ---- use and test ----------------------------------------------------------------------------------------------------
+
+demo: $(VENV)/.package ## build, and run the main job on a small batch
+	$(BIN)/python -m nsa_kernel demo
+
+test: $(VENV)/.package $(VENV)/.test build/prefix ## build, and run the tests
+	NSA_KERNEL_PREFIX=$(PWD)/build/prefix $(BIN)/python -m pytest
+
+fuzz: $(VENV)/.package $(VENV)/.test ## the fuzz tests, for as long as FUZZ_EXAMPLES says
+	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/test_fuzz.py
+
+asan: $(VENV)/.test ## the tests on the CPU under the address and undefined-behaviour sanitizers
+	packaging/asan.sh
+
+gpu-check: ## on a machine with CUDA, torch and pytest: tests, compute-sanitizer, timings; needs no network
+	packaging/gpu_check.sh $(PYTHON)
+
+# ---- check the sources -----------------------------------------------------------------------------------------------
+
+lint: lint-cpp lint-python lint-types lint-workflows ## formatters, linters, types and workflows
+
+lint-cpp: $(VENV)/.lint
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+lint-python: $(VENV)/.lint
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+lint-types: $(VENV)/.lint $(VENV)/.test $(VENV)/.package
+	$(BIN)/mypy -p nsa_kernel
+
+lint-workflows: $(VENV)/.lint
+	packaging/check_workflows.sh $(BIN)
+
+format: $(VENV)/.lint ## let the formatters write
+	$(BIN)/clang-format -i $(CPP)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# ---- release ---------------------------------------------------------------------------------------------------------
+
+wheels: ## build, repair and test the CUDA 13 wheels of this machine, and the pure package
+	packaging/wheels.sh
+
+clean: ## remove what make made
+	rm -rf $(VENV) build dist wheelhouse
+
+# ---- the library without Python --------------------------------------------------------------------------------------
+
+build/prefix: $(PACKAGE) | $(VENV)/.test
+	$(BIN)/cmake -S . -B build/cmake -DNSA_KERNEL_CUDA=OFF
+	$(BIN)/cmake --build build/cmake --parallel
+	$(BIN)/cmake --install build/cmake --prefix $@
+	touch $@
+
+# ---- the environment -------------------------------------------------------------------------------------------------
+
+$(VENV)/.python:
+	packaging/make_venv.sh $(PYTHON) $(VENV)
+	touch $@
+
+$(VENV)/.package: $(VENV)/.python $(PACKAGE)
+	$(PIP) install .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.python pyproject.toml
+	$(PIP) install --group test
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.python pyproject.toml
+	$(PIP) install --group lint --group workflows
+	touch $@

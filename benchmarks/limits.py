@@ -1,0 +1,138 @@
+"""What the times must keep to, as ratios of rows that were measured together."""
+
+import statistics
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from measure import FAILED, WRONG, Record
+from peers import OURS
+from peers.names import (
+    CALL,
+    COPY,
+    COUNT,
+    FIVE_ARRAYS,
+    FIVE_DLPACK,
+    IMPORT,
+    LAUNCH,
+    NODE,
+    PLAN,
+    REPLAY_CALL,
+    REPLAY_PLAN,
+    SGLANG_FUSED,
+)
+
+Rows = dict[str, Record]
+COPY_MATTERS = 2_000_000  # bytes
+NO_COMPILATION_US = 5000.0  # a first call at a new shape that takes longer compiles or loads something
+PARITY_CONFIGURATIONS = 300
+
+
+@dataclass
+class Limit:
+    """One demand, and the cases in which it was measured."""
+
+    name: str
+    at_most: float
+    values: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def failing(self) -> dict[str, float]:
+        return {case: value for case, value in self.values.items() if value > self.at_most}
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        return max(self.values.items(), key=lambda item: item[1])
+
+    @property
+    def verdict(self) -> str:
+        if not self.values:
+            return "not measured"
+        return "FAIL" if self.failing else "PASS"
+
+
+def by_case(records: Iterable[Record], part: str) -> dict[str, Rows]:
+    cases: dict[str, Rows] = {}
+    for record in records:
+        if record.part == part:
+            cases.setdefault(record.case, {})[record.row] = record
+    return cases
+
+
+def median(record: Record | None, column: str) -> float | None:
+    time_us = getattr(record, column) if record else None
+    return time_us.median if time_us else None
+
+
+def ratio(rows: Rows, column: str, above: str, below: str) -> float | None:
+    """The ratio of two rows' medians; None where one was not measured."""
+    over, under = median(rows.get(above), column), median(rows.get(below), column)
+    return over / under if over is not None and under else None
+
+
+def ratios(cases: dict[str, Rows], column: str, above: str, below: str) -> dict[str, float]:
+    found = {case: ratio(rows, column, above, below) for case, rows in cases.items()}
+    return {case: value for case, value in found.items() if value is not None}
+
+
+def selected(cases: dict[str, Rows], keep: Callable[[Record], bool]) -> dict[str, Rows]:
+    """The cases whose shape passes."""
+    return {case: rows for case, rows in cases.items() if keep(next(iter(rows.values())))}
+
+
+def _draft_extend(cases: dict[str, Rows]) -> Iterator[Limit]:
+    yield Limit("never-waiting call / empty launch, host", 1.25, ratios(cases, "host", CALL, LAUNCH))
+    yield Limit("plan.run / empty launch, host", 1.05, ratios(cases, "host", PLAN, LAUNCH))
+    yield Limit("call that returns the count / empty launch, host", 2.2, ratios(cases, "host", COUNT, LAUNCH))
+    small = selected(cases, lambda record: record.shape["bs"] <= 128)
+    yield Limit("in a graph / empty node, up to 128 requests", 1.6, ratios(small, "device", PLAN, NODE))
+    large = selected(cases, lambda record: record.shape["bs"] == 1000)
+    yield Limit("in a graph / empty node, 1000 requests", 2.5, ratios(large, "device", PLAN, NODE))
+
+
+def _moves_much(record: Record) -> bool:
+    return record.bytes_moved >= COPY_MATTERS
+
+
+def _replay(cases: dict[str, Rows]) -> Iterator[Limit]:
+    against_peer = ratios(cases, "device", REPLAY_PLAN, SGLANG_FUSED)
+    yield Limit("replay / SGLang, device, each case", 1.0, against_peer)
+    mean = {"geometric mean": statistics.geometric_mean(against_peer.values())} if against_peer else {}
+    yield Limit("replay / SGLang, device, over all cases", 0.2, mean)
+    even = selected(cases, lambda record: _moves_much(record) and "skewed" not in record.shape)
+    yield Limit("replay / copy, where 2 MB or more move", 1.1, ratios(even, "device", REPLAY_PLAN, COPY))
+    skewed = selected(cases, lambda record: _moves_much(record) and "skewed" in record.shape)
+    yield Limit("replay / copy, skewed", 1.3, ratios(skewed, "device", REPLAY_PLAN, COPY))
+    small = selected(cases, lambda record: record.shape["bs"] == 1)
+    yield Limit("replay / empty node, one request", 2.0, ratios(small, "device", REPLAY_PLAN, NODE))
+    yield Limit("replay call / SGLang, host", 0.2, ratios(cases, "host", REPLAY_CALL, SGLANG_FUSED))
+    yield Limit("replay plan.run / empty launch, host", 1.05, ratios(cases, "host", REPLAY_PLAN, LAUNCH))
+
+
+def _host(cases: dict[str, Rows]) -> Iterator[Limit]:
+    yield Limit("five torch arrays / five __dlpack__", 0.1, ratios(cases, "host", FIVE_ARRAYS, FIVE_DLPACK))
+    imported = cases.get("import", {}).get(IMPORT)
+    yield Limit("import, us", 50_000.0, {"import": imported.host.median} if imported and imported.host else {})
+
+
+def _everywhere(records: list[Record]) -> Iterator[Limit]:
+    wrong = sum(record.status in (WRONG, FAILED) for record in records)
+    yield Limit("rows that are wrong or failed", 0, {"all": float(wrong)})
+    first_calls = {
+        f"{record.part}, {record.case}": record.first_call
+        for record in records
+        if record.group == OURS and record.first_call is not None
+    }
+    yield Limit("first call at a new shape, us", NO_COMPILATION_US, first_calls)
+    equal = [record.configurations for record in records if record.part == "parity" and record.row == SGLANG_FUSED]
+    missing = {"parity": float(PARITY_CONFIGURATIONS - sum(equal))} if equal else {}
+    yield Limit(f"configurations short of {PARITY_CONFIGURATIONS} equal to SGLang", 0, missing)
+
+
+def limits(records: list[Record]) -> list[Limit]:
+    """Every demand, with the values of the cases that were measured."""
+    return [
+        *_draft_extend(by_case(records, "draft_extend")),
+        *_replay(by_case(records, "replay")),
+        *_host(by_case(records, "host")),
+        *_everywhere(records),
+    ]

@@ -1,0 +1,13 @@
+"""The names of rows: results are read by them, also on a machine that cannot run the rows."""
+
+from peers.fetch import VERSION
+
+SGLANG_FUSED = f"SGLang {VERSION} fused"
+SGLANG_EXPAND = f"SGLang {VERSION} seqlens_expand_triton"
+TRITON_AFTER_ITEM = "Triton after cumsum and item"
+PYTHON_LOOP = "Python loop"
+TORCH_OPERATORS = "torch operators"
+LAUNCH, NODE, COPY = "empty launch", "empty graph node", "copy of the same bytes"
+CALL, PLAN, COUNT = "fill_draft_extend_metadata", "DraftExtendPlan.run", "fill_draft_extend_metadata_cuda"
+REPLAY_CALL, REPLAY_PLAN = "fill_replay_metadata", "ReplayPlan.run"
+IMPORT, FIVE_ARRAYS, FIVE_DLPACK = "import nsa_kernel", "five torch arrays", "five Tensor.__dlpack__"

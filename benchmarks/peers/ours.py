@@ -1,0 +1,56 @@
+"""The package's own functions and plans."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import nsa_kernel
+
+from peers import OURS, Row
+from peers.names import CALL, COUNT, PLAN, REPLAY_CALL, REPLAY_PLAN
+
+
+def _call(buffers: Any) -> Callable[[], object]:
+    return partial(nsa_kernel.fill_draft_extend_metadata, *buffers.arguments_with_count)
+
+
+def _numpy_call(buffers: Any) -> Callable[[], object]:
+    arguments = [value.numpy() if hasattr(value, "numpy") else value for value in buffers.arguments_with_count]
+    return partial(nsa_kernel.fill_draft_extend_metadata, *arguments)
+
+
+def _counting_call(buffers: Any) -> Callable[[], object]:
+    return partial(nsa_kernel.fill_draft_extend_metadata_cuda, *buffers.arguments)
+
+
+def _plan(buffers: Any, variant: str = "optimized") -> Callable[[], object]:
+    return nsa_kernel.DraftExtendPlan(*buffers.arguments_with_count, variant=variant).run
+
+
+def draft_extend(device: str) -> list[Row]:
+    rows = [
+        Row(CALL, OURS, _call, exact=True, stores_count=True),
+        Row(PLAN, OURS, _plan, exact=True, stores_count=True, in_graph=True),
+        Row(COUNT, OURS, _counting_call, exact=True, returns_count=True),
+    ]
+    for variant in ("basic", "adaptive"):
+        bind = partial(_plan, variant=variant)
+        rows.append(Row(f"{PLAN}, {variant}", OURS, bind, exact=True, stores_count=True, in_graph=True))
+    if device == "cpu":
+        rows.append(Row(f"{CALL}, numpy arrays", OURS, _numpy_call, exact=True, stores_count=True))
+    return rows
+
+
+def _replay_call(buffers: Any) -> Callable[[], object]:
+    return partial(nsa_kernel.fill_replay_metadata, buffers.case.mode, **buffers.arguments)
+
+
+def _replay_plan(buffers: Any) -> Callable[[], object]:
+    return nsa_kernel.ReplayPlan(buffers.case.mode, **buffers.arguments).run
+
+
+def replay(_device: str) -> list[Row]:
+    return [
+        Row(REPLAY_CALL, OURS, _replay_call, exact=True),
+        Row(REPLAY_PLAN, OURS, _replay_plan, exact=True, in_graph=True),
+    ]

@@ -1,0 +1,351 @@
+#include "array.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+
+namespace nb = nanobind;
+
+namespace nsa_kernel::bindings {
+namespace {
+
+using nb::dlpack::dltensor;
+
+constexpr int32_t kDlCpu = 1, kDlCuda = 2, kDlCudaHost = 3, kDlCudaManaged = 13;
+constexpr nb::dlpack::dtype kInt32 = nb::dtype<int32_t>();
+constexpr nb::dlpack::dtype kInt64 = nb::dtype<int64_t>();
+
+/// The exchange table that a type carries, or null.
+const ExchangeTable* look_up_table(PyTypeObject* type) {
+  const nb::object capsule = nb::getattr(nb::handle(reinterpret_cast<PyObject*>(type)), "__dlpack_c_exchange_api__", nb::none());
+  if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return nullptr;
+  auto table = static_cast<const ExchangeTable*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  while (table != nullptr && table->major != kExchangeMajor) table = table->previous;
+  return table != nullptr && table->borrow_from_object != nullptr ? table : nullptr;
+}
+
+bool is_jax(nb::handle type) {
+  const std::string package = package_of(type).c_str();
+  return package == "jax" || package == "jaxlib";
+}
+
+/// What is known of a type once it has been met.
+struct TypeFacts {
+  const ExchangeTable* table = nullptr;
+  bool is_jax = false;  ///< its arrays are immutable, which not every export says
+};
+
+/// The facts of a few types, found by their address; a full cache just looks again.
+class TypeCache {
+ public:
+  TypeFacts of(PyTypeObject* type) {
+    for (Entry& entry : entries_) {
+      PyTypeObject* known = entry.type.load(std::memory_order_acquire);
+      if (known == type) return entry.facts;
+      if (known == nullptr) break;
+    }
+    const TypeFacts facts{look_up_table(type), is_jax(reinterpret_cast<PyObject*>(type))};
+    add(type, facts);
+    return facts;
+  }
+
+ private:
+  struct Entry {
+    std::atomic<PyTypeObject*> type{nullptr};
+    TypeFacts facts;
+  };
+
+  void add(PyTypeObject* type, TypeFacts facts) {
+    const nb::ft_lock_guard lock(mutex_);
+    if (used_ == entries_.size()) return;
+    for (size_t i = 0; i < used_; ++i) {
+      if (entries_[i].type.load(std::memory_order_relaxed) == type) return;
+    }
+    Py_INCREF(reinterpret_cast<PyObject*>(type));  // so that its address is never another type's
+    entries_[used_].facts = facts;
+    entries_[used_++].type.store(type, std::memory_order_release);
+  }
+
+  nb::ft_mutex mutex_;
+  size_t used_ = 0;
+  std::array<Entry, 16> entries_;
+};
+
+TypeCache types;
+
+std::string dtype_name(nb::dlpack::dtype dtype) {
+  const char* const names[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
+  std::string name = dtype.code < std::size(names) ? names[dtype.code] : "dtype code " + std::to_string(dtype.code) + ", ";
+  if (name != "bool") name += std::to_string(dtype.bits);
+  return dtype.lanes == 1 ? name : name + "x" + std::to_string(dtype.lanes);
+}
+
+std::string device_name(Device device) {
+  return device.type == DeviceType::cpu ? "cpu" : "cuda:" + std::to_string(device.index);
+}
+
+std::string is_a(nb::handle value) { return std::string("is a ") + nb::type_name(value.type()).c_str(); }
+
+std::string first_line(const nb::python_error& error) {
+  const std::string text = nb::str(error.value()).c_str();
+  return text.substr(0, text.find('\n'));
+}
+
+/// The text of the Python error that is set, which it clears.
+std::string take_error() {
+  nb::python_error error;
+  return first_line(error);
+}
+
+/// A capsule from `__dlpack__`, safe to read on `stream`.
+nb::object export_on(nb::handle array, Stream stream) {
+  // The protocol has no 0: the legacy default stream is 1.
+  const size_t handle = stream == nullptr ? 1 : reinterpret_cast<size_t>(stream);
+  const nb::object method = array.attr("__dlpack__");
+  try {
+    return method(nb::arg("stream") = handle, nb::arg("max_version") = nb::make_tuple(1, 0));
+  } catch (nb::python_error& error) {
+    if (!error.matches(PyExc_TypeError)) throw;  // a producer from before max_version
+  }
+  return method(nb::arg("stream") = handle);
+}
+
+/// The device that `__dlpack_device__` names; the CPU for arrays that have none, such as a memoryview.
+std::pair<int32_t, int32_t> dlpack_device(nb::handle array) {
+  if (!nb::hasattr(array, "__dlpack_device__")) return {kDlCpu, 0};
+  const nb::object device = array.attr("__dlpack_device__")();
+  return {nb::cast<int32_t>(nb::int_(device[0])), nb::cast<int32_t>(nb::int_(device[1]))};
+}
+
+}  // namespace
+
+/// One array as its producer states it.
+struct Arguments::Raw {
+  void* data;
+  nb::dlpack::dtype dtype;
+  nb::dlpack::device device;
+  int ndim;
+  const int64_t* shape;
+  const int64_t* strides;
+};
+
+/// One array whose dtype, rank, device and alignment fit. One dimension is one row.
+struct Arguments::Tensor {
+  void* data;
+  bool is_int64;
+  int64_t rows;
+  int64_t cols;
+  int64_t row_stride;
+  int64_t stride;
+};
+
+void Arguments::take_stream(nb::handle stream) {
+  if (stream.is_none()) return;
+  given_stream_ = true;
+  stream_ = stream_handle(op_, stream);
+}
+
+void Arguments::refuse(const char* name, const std::string& what) const {
+  throw nb::type_error((std::string(op_) + ": " + name + " " + what).c_str());
+}
+
+int64_t Arguments::integer(const char* name, nb::handle value) const {
+  const nb::object index = nb::steal(PyNumber_Index(value.ptr()));
+  if (!index.is_valid()) {
+    PyErr_Clear();
+    refuse(name, is_a(value) + ", must be an int");
+  }
+  int overflow = 0;
+  const int64_t result = PyLong_AsLongLongAndOverflow(index.ptr(), &overflow);
+  if (overflow != 0) {
+    throw nb::value_error((std::string(op_) + ": " + name + " is " + nb::str(index).c_str() +
+                           ", must fit in 64 bits").c_str());
+  }
+  return result;
+}
+
+Stream Arguments::stream() const { return given_stream_ ? stream_ : source_.current(device_); }
+
+void Arguments::find_source() {
+  for (size_t i = 0; i < count_; ++i) source_.offer(all_[i].type(), types.of(Py_TYPE(all_[i].ptr())).table);
+}
+
+void Arguments::share_device(const char* name, Device device) {
+  if (first_name_ == nullptr) {
+    first_name_ = name;
+    device_ = device;
+  } else if (device.type != device_.type || device.index != device_.index) {
+    throw nb::value_error((std::string(op_) + ": " + name + " is on " + device_name(device) + ", must be on " +
+                           device_name(device_) + " like " + first_name_).c_str());
+  }
+}
+
+Arguments::Raw Arguments::imported(const char* name, nb::handle array, bool writable) {
+  nb::object source = nb::borrow(array);
+  // What has a buffer is on the CPU, where no stream matters; so is a bare capsule, as far as anyone can ask it.
+  if (!PyObject_CheckBuffer(array.ptr()) && !PyCapsule_CheckExact(array.ptr())) {
+    try {
+      const auto [kind, index] = dlpack_device(array);
+      if (kind == kDlCuda || kind == kDlCudaManaged) {
+        if (!given_stream_) find_source();
+        source = export_on(array, given_stream_ ? stream_ : source_.current({DeviceType::cuda, index}));
+      }
+    } catch (nb::python_error& error) {
+      if (!error.matches(PyExc_Exception)) throw;
+      refuse(name, is_a(array) + " that cannot be exported (" + first_line(error) +
+                       "), must be an array that exports DLPack");
+    } catch (const nb::cast_error&) {
+      refuse(name, is_a(array) + " whose device is not a pair of ints, must be an array that exports DLPack");
+    }
+  }
+  nb::ndarray<> writable_array;
+  nb::ndarray<nb::ro> result;
+  if (writable && nb::try_cast(source, writable_array, false)) {
+    result = nb::ndarray<nb::ro>(writable_array);
+  } else if (!nb::try_cast(source, result, false)) {
+    refuse(name, is_a(array) + ", must be an array that exports DLPack");
+  } else if (writable) {
+    refuse(name, "is read-only, must be writable");
+  }
+  imports_.push_back(result);
+  return {const_cast<void*>(result.data()), result.dtype(), {result.device_type(), result.device_id()},
+          static_cast<int>(result.ndim()), result.shape_ptr(), result.stride_ptr()};
+}
+
+Arguments::Raw Arguments::borrowed(const char* name, nb::handle array, const ExchangeTable& table) const {
+  dltensor tensor;
+  if (table.borrow_from_object(array.ptr(), &tensor) != 0) {
+    refuse(name, is_a(array) + " that cannot be exported (" +
+                     take_error() + "), must be an array that exports DLPack");
+  }
+  return {static_cast<char*>(tensor.data) + tensor.byte_offset, tensor.dtype, tensor.device, tensor.ndim, tensor.shape,
+          tensor.strides};
+}
+
+Arguments::Tensor Arguments::read(const char* name, nb::handle array, int ndim, bool writable) {
+  const auto [table, is_jax] = types.of(Py_TYPE(array.ptr()));
+  if (writable && is_jax) refuse(name, "is a JAX array, which is immutable, must be writable");
+  const Raw raw = table != nullptr ? borrowed(name, array, *table) : imported(name, array, writable);
+  const bool int64 = raw.dtype == kInt64 && ndim == 1 && !writable;
+  if (raw.dtype != kInt32 && !int64) {
+    refuse(name, "has dtype " + dtype_name(raw.dtype) + ", must be int32" + (ndim == 1 && !writable ? " or int64" : ""));
+  }
+  if (raw.ndim != ndim) {
+    refuse(name, "has " + std::to_string(raw.ndim) + " dimensions, must have " + std::to_string(ndim));
+  }
+  Device device;
+  switch (raw.device.device_type) {
+    case kDlCpu:
+    case kDlCudaHost: break;
+    case kDlCuda:
+    case kDlCudaManaged: device = {DeviceType::cuda, raw.device.device_id}; break;
+    default:
+      refuse(name, "is on a device of DLPack type " + std::to_string(raw.device.device_type) +
+                       ", must be on the CPU or a CUDA device");
+  }
+
+  Tensor tensor;
+  tensor.is_int64 = int64;
+  tensor.rows = ndim == 2 ? raw.shape[0] : 1;
+  tensor.cols = raw.shape[ndim - 1];
+  const bool empty = tensor.rows == 0 || tensor.cols == 0;
+  // A stride means something only where there is a next element.
+  const bool has_strides = raw.strides != nullptr && !empty;
+  tensor.stride = has_strides && tensor.cols > 1 ? raw.strides[ndim - 1] : 1;
+  tensor.row_stride = has_strides && tensor.rows > 1 ? raw.strides[0] : std::max<int64_t>(tensor.cols, 1);
+  static int32_t nothing;  // the address of an empty array, so that it still counts as given
+  tensor.data = empty ? &nothing : raw.data;
+  if (tensor.data == nullptr) refuse(name, "has no memory, as a fake or meta tensor, must be a real array");
+  if (reinterpret_cast<uintptr_t>(tensor.data) % (int64 ? 8 : 4) != 0) {
+    refuse(name, "starts at an address that is not a multiple of its element size, must be aligned");
+  }
+  share_device(name, device);
+  if (table != nullptr) source_.offer(array.type(), table);
+  return tensor;
+}
+
+LengthView Arguments::lengths(const char* name, nb::handle array) {
+  const Tensor tensor = read(name, array, 1, false);
+  if (tensor.stride < 1) refuse(name, "has stride " + std::to_string(tensor.stride) + ", must have a positive one");
+  if (tensor.is_int64) return {static_cast<const int64_t*>(tensor.data), tensor.cols, tensor.stride};
+  return {static_cast<const int32_t*>(tensor.data), tensor.cols, tensor.stride};
+}
+
+View<int32_t> Arguments::output(const char* name, nb::handle array) {
+  const Tensor tensor = read(name, array, 1, true);
+  if (tensor.stride != 1) refuse(name, "has stride " + std::to_string(tensor.stride) + ", must be contiguous");
+  return {static_cast<int32_t*>(tensor.data), tensor.cols};
+}
+
+TableView<int32_t> Arguments::any_table(const char* name, nb::handle array, bool writable) {
+  const Tensor tensor = read(name, array, 2, writable);
+  if (tensor.stride != 1) {
+    refuse(name, "has stride " + std::to_string(tensor.stride) + " in its last dimension, must be contiguous there");
+  }
+  const int64_t least = writable ? tensor.cols : 1;
+  if (tensor.row_stride < least && tensor.rows > 1) {
+    refuse(name, "has row stride " + std::to_string(tensor.row_stride) + ", must be at least " + std::to_string(least));
+  }
+  return {static_cast<int32_t*>(tensor.data), tensor.rows, tensor.cols, tensor.row_stride};
+}
+
+TableView<const int32_t> Arguments::table(const char* name, nb::handle array) {
+  const TableView<int32_t> view = any_table(name, array, false);
+  return {view.data, view.rows, view.cols, view.row_stride};
+}
+
+TableView<int32_t> Arguments::output_table(const char* name, nb::handle array) { return any_table(name, array, true); }
+
+namespace {
+
+struct AllocationError {
+  std::string message;
+};
+
+/// A one-element int32 array through an exchange table.
+nb::object allocated(const ExchangeTable& table, Device device) {
+  int64_t shape = 1;
+  dltensor prototype;
+  prototype.device = {device.type == DeviceType::cuda ? kDlCuda : kDlCpu, device.index};
+  prototype.ndim = 1;
+  prototype.dtype = kInt32;
+  prototype.shape = &shape;
+  ManagedTensor* tensor = nullptr;
+  AllocationError error;
+  const auto set_error = [](void* context, const char*, const char* message) {
+    static_cast<AllocationError*>(context)->message = message;
+  };
+  if (table.allocate(&prototype, &tensor, &error, set_error) != 0) {
+    PyErr_Clear();
+    throw std::runtime_error("cannot allocate an array of one element: " + error.message);
+  }
+  void* object = nullptr;
+  if (table.managed_to_object(tensor, &object) != 0) throw nb::python_error();
+  return nb::steal(static_cast<PyObject*>(object));
+}
+
+nb::object allocated_by_package(const char* package, Device device) {
+  const nb::module_ module = nb::module_::import_(package);
+  if (device.type == DeviceType::cpu) return module.attr("empty")(1, nb::arg("dtype") = "int32");
+  const nb::object scope = module.attr("cuda").attr("Device")(device.index);
+  scope.attr("__enter__")();
+  const nb::object array = module.attr("empty")(1, nb::arg("dtype") = "int32");
+  scope.attr("__exit__")(nb::none(), nb::none(), nb::none());
+  return array;
+}
+
+}  // namespace
+
+Element one_element(nb::handle like, nb::handle writable, Device device) {
+  const auto [table, is_jax] = types.of(Py_TYPE(like.ptr()));
+  if (is_jax) return {one_element(writable, writable, device).array, true};
+  if (table != nullptr) return {allocated(*table, device)};
+  return {allocated_by_package(device.type == DeviceType::cpu ? "numpy" : "cupy", device)};
+}
+
+nb::object Element::result() const {
+  if (!to_jax) return array;
+  return nb::module_::import_("jax").attr("dlpack").attr("from_dlpack")(array);
+}
+
+}  // namespace nsa_kernel::bindings

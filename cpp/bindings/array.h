@@ -1,0 +1,82 @@
+// Any array -> View. Everything that an argument can be refused for by itself is refused here, with its name.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <string>
+#include <vector>
+
+#include "dlpack.h"
+#include "nsa_kernel/types.h"
+#include "stream.h"
+
+namespace nsa_kernel::bindings {
+
+/// The arguments of one call. Views borrow their arrays, which the caller holds; what had to be imported is kept here.
+class Arguments {
+ public:
+  /// `all` outlives this object: among them are all arrays of the call. `stream` is checked at once.
+  template <size_t kCount>
+  Arguments(const char* op, const nanobind::handle (&all)[kCount], nanobind::handle stream)
+      : op_(op), all_(all), count_(kCount) {
+    take_stream(stream);
+  }
+
+  /// [n] int32 or int64, any positive stride.
+  LengthView lengths(const char* name, nanobind::handle array);
+  /// [n] int32, contiguous, writable.
+  View<int32_t> output(const char* name, nanobind::handle array);
+  /// [rows, cols] int32, contiguous rows.
+  TableView<const int32_t> table(const char* name, nanobind::handle array);
+  /// [rows, cols] int32, contiguous rows that do not overlap, writable.
+  TableView<int32_t> output_table(const char* name, nanobind::handle array);
+  /// An integer, from anything with `__index__`.
+  int64_t integer(const char* name, nanobind::handle value) const;
+
+  /// The device of all arrays read so far.
+  Device device() const { return device_; }
+  const StreamSource& source() const { return source_; }
+  /// The stream to work on: the one given, or the framework's current one.
+  Stream stream() const;
+
+  /// The imported arrays, for a plan to keep.
+  std::vector<nanobind::ndarray<nanobind::ro>> take_imports() { return std::move(imports_); }
+
+ private:
+  struct Raw;
+  struct Tensor;
+
+  Tensor read(const char* name, nanobind::handle array, int ndim, bool writable);
+  Raw borrowed(const char* name, nanobind::handle array, const ExchangeTable& table) const;
+  Raw imported(const char* name, nanobind::handle array, bool writable);
+  TableView<int32_t> any_table(const char* name, nanobind::handle array, bool writable);
+  void share_device(const char* name, Device device);
+  void take_stream(nanobind::handle stream);
+  void find_source();
+  [[noreturn]] void refuse(const char* name, const std::string& what) const;
+
+  const char* op_;
+  const nanobind::handle* all_;
+  size_t count_;
+  bool given_stream_ = false;
+  Stream stream_ = nullptr;
+  StreamSource source_;
+  const char* first_name_ = nullptr;
+  Device device_;
+  std::vector<nanobind::ndarray<nanobind::ro>> imports_;
+};
+
+/// A new int32 array of one element.
+struct Element {
+  nanobind::object array;
+  bool to_jax = false;  ///< `array` stands in for a JAX array, which nothing can write
+
+  /// The array to hand out, once the work that writes it is enqueued.
+  nanobind::object result() const;
+};
+
+/// An element on `device`, of the framework of `like`; of `writable`'s until it is handed out, if `like` is immutable.
+Element one_element(nanobind::handle like, nanobind::handle writable, Device device);
+
+}  // namespace nsa_kernel::bindings

@@ -1,0 +1,84 @@
+#include "stream.h"
+
+#include <string>
+
+namespace nb = nanobind;
+
+namespace nsa_kernel::bindings {
+namespace {
+
+constexpr int32_t kDlCuda = 2;
+
+/// The address that a Python int holds; false for anything else.
+bool to_handle(nb::handle value, Stream& handle) {
+  if (!PyLong_Check(value.ptr()) || PyBool_Check(value.ptr())) return false;
+  const size_t address = PyLong_AsSize_t(value.ptr());
+  if (address == static_cast<size_t>(-1) && PyErr_Occurred()) {
+    PyErr_Clear();
+    return false;
+  }
+  handle = reinterpret_cast<Stream>(address);
+  return true;
+}
+
+/// The handle that `__cuda_stream__` gives: a tuple of the protocol's version and the address.
+bool ask_for_handle(nb::handle stream, Stream& handle) {
+  try {
+    nb::object answer = stream.attr("__cuda_stream__");
+    if (PyCallable_Check(answer.ptr())) answer = answer();
+    return PyTuple_Check(answer.ptr()) && nb::len(answer) >= 2 && to_handle(answer[1], handle);
+  } catch (nb::python_error& error) {
+    if (!error.matches(PyExc_Exception)) throw;
+    return false;
+  }
+}
+
+}  // namespace
+
+nb::str package_of(nb::handle type) {
+  const nb::object module = nb::getattr(type, "__module__", nb::str(""));
+  if (!nb::isinstance<nb::str>(module)) return nb::str("");
+  return nb::str(module.attr("partition")(".")[0]);
+}
+
+void StreamSource::offer(nb::handle type, const ExchangeTable* table) {
+  if (kind_ != Kind::none) return;
+  if (table != nullptr && table->current_stream != nullptr) {
+    kind_ = Kind::table;
+    table_ = table;
+    return;
+  }
+  const std::string package = package_of(type).c_str();
+  if (package == "torch") kind_ = Kind::torch;
+  if (package == "cupy") kind_ = Kind::cupy;
+}
+
+Stream StreamSource::current(Device device) const {
+  if (device.type != DeviceType::cuda || kind_ == Kind::none) return nullptr;
+  Stream handle = nullptr;
+  if (kind_ == Kind::table) {
+    if (table_->current_stream(kDlCuda, device.index, &handle) != 0) throw nb::python_error();
+    return handle;
+  }
+  const nb::object stream =
+      kind_ == Kind::torch
+          ? nb::module_::import_("torch").attr("cuda").attr("current_stream")(device.index).attr("cuda_stream")
+          : nb::module_::import_("cupy").attr("cuda").attr("get_current_stream")(device.index).attr("ptr");
+  to_handle(stream, handle);
+  return handle;
+}
+
+Stream stream_handle(const char* op, nb::handle stream) {
+  Stream handle = nullptr;
+  if (to_handle(stream, handle)) return handle;
+  if (nb::hasattr(stream, "__cuda_stream__") && ask_for_handle(stream, handle)) return handle;
+  // torch before 2.10 names the handle by this attribute alone.
+  if (to_handle(nb::getattr(stream, "cuda_stream", nb::none()), handle)) return handle;
+  const std::string kind = PyLong_Check(stream.ptr()) ? nb::repr(stream).c_str()
+                                                      : std::string("a ") + nb::type_name(stream.type()).c_str();
+  const std::string message = std::string(op) + ": stream is " + kind +
+                              ", must be None, an int handle, or an object with __cuda_stream__";
+  throw nb::type_error(message.c_str());
+}
+
+}  // namespace nsa_kernel::bindings

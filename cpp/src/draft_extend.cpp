@@ -1,0 +1,72 @@
+#include "nsa_kernel/draft_extend.h"
+
+#include "launch.h"
+#include "require.h"
+#include "rules.h"
+
+namespace nsa_kernel {
+namespace {
+
+constexpr Require require("fill_draft_extend_metadata");
+
+DraftExtend checked(DraftExtend buffers) {
+  require.at_most("the size of extend_seq_lens", buffers.extend_seq_lens.size, rules::kMaxStored);
+  require.same_size("seq_lens", buffers.seq_lens, "extend_seq_lens", buffers.extend_seq_lens);
+  require.not_negative("nsa_index_topk", buffers.nsa_index_topk);
+  require.at_least("out_num_tokens", buffers.out_num_tokens, 1);
+  buffers.nsa_index_topk = rules::min(buffers.nsa_index_topk, rules::kMaxStored);
+  return buffers;
+}
+
+bool needs_workspace(Variant variant) { return variant != Variant::optimized; }
+
+int64_t fill_on_cpu(const DraftExtend& buffers) {
+  const auto& [q, k, nsa_index_topk, expanded, clipped, num_tokens, device] = buffers;
+  const int32_t topk = static_cast<int32_t>(nsa_index_topk);
+  const int64_t capacity = rules::min(expanded.size, clipped.size);
+  int32_t total = 0;
+  for (int64_t b = 0; b < q.size; ++b) {
+    const int64_t added = rules::length(q[b]);
+    const int32_t tokens = rules::saturated(added);
+    const int32_t first = rules::first_seqlen(rules::length(k[b]), 0, added);
+    for (int32_t j = 0; j < rules::min(tokens, capacity - total); ++j) {
+      const int32_t seqlen = rules::expanded_seqlen(first, j);
+      expanded.data[total + j] = seqlen;
+      clipped.data[total + j] = rules::clipped_seqlen(seqlen, topk);
+    }
+    total = rules::saturating_add(total, tokens);
+  }
+  if (num_tokens) *num_tokens.data = total;
+  return total;
+}
+
+void fill(const DraftExtend& buffers, Variant variant, int32_t* workspace, Stream stream) {
+  if (buffers.device.type == DeviceType::cuda) {
+    cuda::fill_draft_extend(buffers, variant, workspace, stream);
+  } else {
+    fill_on_cpu(buffers);
+  }
+}
+
+}  // namespace
+
+DraftExtendPlan::DraftExtendPlan(const DraftExtend& buffers, Variant variant)
+    : buffers_(checked(buffers)), variant_(variant) {
+  if (buffers.device.type == DeviceType::cuda && needs_workspace(variant)) {
+    workspace_ = cuda::allocate_workspace(buffers.device, buffers.extend_seq_lens.size);
+  }
+}
+
+void DraftExtendPlan::run(Stream stream) const { fill(buffers_, variant_, workspace_.get(), stream); }
+
+void fill_draft_extend_metadata(const DraftExtend& buffers, Variant variant, Stream stream) {
+  fill(checked(buffers), variant, nullptr, stream);
+}
+
+int64_t fill_draft_extend_metadata_and_count(const DraftExtend& buffers, Variant variant, Stream stream) {
+  const DraftExtend args = checked(buffers);
+  return args.device.type == DeviceType::cuda ? cuda::fill_draft_extend_and_count(args, variant, stream)
+                                              : fill_on_cpu(args);
+}
+
+}  // namespace nsa_kernel

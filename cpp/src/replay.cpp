@@ -1,0 +1,164 @@
+#include "nsa_kernel/replay.h"
+
+#include <algorithm>
+
+#include "launch.h"
+#include "require.h"
+#include "rules.h"
+
+namespace nsa_kernel {
+namespace {
+
+constexpr Require require("fill_replay_metadata");
+
+const char* name(Mode mode) {
+  switch (mode) {
+    case Mode::decode: return "decode";
+    case Mode::target_verify: return "target_verify";
+    default: return "draft_extend";
+  }
+}
+
+void check_mode(const Replay& args) {
+  const bool ragged = static_cast<bool>(args.extend_seq_lens);
+  if (args.mode == Mode::draft_extend && ragged) {
+    require.same_size("extend_seq_lens", args.extend_seq_lens, "seq_lens", args.seq_lens);
+    require(!args.ctx_lens_2d, "ctx_lens_2d is given with extend_seq_lens, must be absent");
+    return;
+  }
+  require(!ragged, "extend_seq_lens is given in mode ", name(args.mode), ", must be absent");
+  if (args.mode == Mode::decode) {
+    require(!args.ctx_lens_2d, "ctx_lens_2d is given in mode decode, must be absent");
+    return;
+  }
+  require(args.num_draft_tokens.has_value(), "num_draft_tokens is absent in mode ", name(args.mode),
+          ", must be given");
+  require.not_negative("num_draft_tokens", *args.num_draft_tokens);
+  require.at_most("num_draft_tokens", *args.num_draft_tokens, rules::kMaxStored);
+}
+
+void check_outputs(const Replay& args) {
+  const int64_t bs = args.seq_lens.size;
+  require.at_least("cache_seqlens", args.cache_seqlens, bs);
+  require.at_least("cu_seqlens_k", args.cu_seqlens_k, bs + 1);
+  require.at_least("num_tokens", args.num_tokens, 1);
+  if (args.extend_seq_lens) return;
+  const int64_t n = *args.num_draft_tokens;
+  require.at_least("seqlens_expanded", args.seqlens_expanded, bs * n);
+  require.at_least("nsa_cache_seqlens", args.nsa_cache_seqlens, bs * n);
+  require.at_least("nsa_cu_seqlens_k", args.nsa_cu_seqlens_k, bs * n + 1);
+  const TableView<int32_t>& ctx = args.ctx_lens_2d;
+  require(!ctx || (ctx.rows >= bs && ctx.cols >= n), "ctx_lens_2d has shape [", ctx.rows, ", ", ctx.cols,
+          "], must be at least [", bs, ", ", n, "]");
+}
+
+void check_tables(const Replay& args) {
+  require(args.page_size >= 1 && args.page_size <= rules::kMaxStored, "page_size is ", args.page_size,
+          ", must be from 1 to ", rules::kMaxStored);
+  if (args.req_pool_indices) {
+    require.same_size("req_pool_indices", args.req_pool_indices, "seq_lens", args.seq_lens);
+  }
+  if (!args.page_table && !args.real_page_table) return;
+  const char* table = args.page_table ? "page_table" : "real_page_table";
+  require(static_cast<bool>(args.req_pool_indices), "req_pool_indices is absent, must be given with ", table);
+  require(static_cast<bool>(args.req_to_token), "req_to_token is absent, must be given with ", table);
+}
+
+/// The arguments, checked and in the one form that the loops and kernels read: `num_draft_tokens` holds the tokens of
+/// every request unless `extend_seq_lens` is given.
+Replay checked(Replay args) {
+  require.at_most("the size of seq_lens", args.seq_lens.size, rules::kMaxStored);
+  require.not_negative("nsa_index_topk", args.nsa_index_topk);
+  check_mode(args);
+  if (args.mode == Mode::decode) args.num_draft_tokens = 1;
+  check_outputs(args);
+  check_tables(args);
+  args.nsa_index_topk = rules::min(args.nsa_index_topk, rules::kMaxStored);
+  return args;
+}
+
+void fill_table_rows(const Replay& args, const rules::Divisor& page_size, int64_t b, int32_t kv, int64_t row,
+                     int64_t tokens) {
+  const int64_t pool_row = args.req_pool_indices[b];
+  const bool in_pool = pool_row >= 0 && pool_row < args.req_to_token.rows;
+  const int32_t* source = args.req_to_token.row(in_pool ? pool_row : 0);
+  const int32_t width = rules::saturated(args.req_to_token.cols);
+
+  if (const TableView<int32_t>& slots = args.page_table) {
+    const int32_t live = rules::live_slots(kv, width, rules::saturated(slots.cols));
+    for (int64_t r = row; r < rules::min(row + tokens, slots.rows); ++r) {
+      if (in_pool) {
+        std::copy_n(source, live, slots.row(r));
+      } else {
+        std::fill_n(slots.row(r), live, 0);
+      }
+    }
+  }
+  if (const TableView<int32_t>& pages = args.real_page_table) {
+    const int32_t live = rules::live_pages(kv, width, rules::saturated(pages.cols), page_size);
+    for (int64_t r = row; r < rules::min(row + tokens, pages.rows); ++r) {
+      for (int64_t p = 0; p < live; ++p) {
+        pages.row(r)[p] = in_pool ? rules::page_id(source[p * args.page_size], page_size) : 0;
+      }
+    }
+  }
+}
+
+void fill_on_cpu(const Replay& args) {
+  const int64_t bs = args.seq_lens.size;
+  const int32_t uncounted = args.mode == Mode::target_verify ? static_cast<int32_t>(*args.num_draft_tokens) : 0;
+  const int32_t topk = static_cast<int32_t>(args.nsa_index_topk);
+  const rules::Divisor page_size(args.page_size);
+  const View<int32_t>& cu_k = args.cu_seqlens_k;
+  const View<int32_t>& expanded = args.seqlens_expanded;
+  const View<int32_t>& clipped = args.nsa_cache_seqlens;
+  const View<int32_t>& cu_clipped = args.nsa_cu_seqlens_k;
+  const int64_t capacity =
+      rules::max(rules::max(expanded.size, clipped.size), rules::max(cu_clipped.size - 1, 0));
+
+  int32_t kv_sum = 0, clipped_sum = 0, total = 0;
+  const auto store_token = [&](int64_t t, int32_t seqlen) {
+    const int32_t clipped_seqlen = rules::clipped_seqlen(seqlen, topk);
+    clipped_sum = rules::saturating_add(clipped_sum, clipped_seqlen);
+    if (t < expanded.size) expanded.data[t] = seqlen;
+    if (t < clipped.size) clipped.data[t] = clipped_seqlen;
+    if (t + 1 < cu_clipped.size) cu_clipped.data[t + 1] = clipped_sum;
+  };
+
+  if (cu_k) cu_k.data[0] = 0;
+  if (cu_clipped.size > 0) cu_clipped.data[0] = 0;
+  for (int64_t b = 0; b < bs; ++b) {
+    const int64_t added = rules::length(args.extend_seq_lens ? args.extend_seq_lens[b] : *args.num_draft_tokens);
+    const int32_t tokens = rules::saturated(added);
+    const int64_t seq_len = rules::length(args.seq_lens[b]);
+    const int32_t kv = rules::kv_length(seq_len, uncounted);
+    const int32_t first = rules::first_seqlen(seq_len, uncounted, added);
+    kv_sum = rules::saturating_add(kv_sum, kv);
+    if (args.cache_seqlens) args.cache_seqlens.data[b] = kv;
+    if (cu_k) cu_k.data[b + 1] = kv_sum;
+    if (args.ctx_lens_2d) std::fill_n(args.ctx_lens_2d.row(b), tokens, kv);
+    for (int32_t j = 0; j < rules::min(tokens, capacity - total); ++j) {
+      store_token(total + j, rules::expanded_seqlen(first, j));
+    }
+    if (args.page_table || args.real_page_table) fill_table_rows(args, page_size, b, kv, total, tokens);
+    total = rules::saturating_add(total, tokens);
+  }
+  for (int64_t t = total; t < capacity; ++t) store_token(t, 0);
+  if (args.num_tokens) *args.num_tokens.data = total;
+}
+
+}  // namespace
+
+ReplayPlan::ReplayPlan(const Replay& buffers) : buffers_(checked(buffers)) {}
+
+void ReplayPlan::run(Stream stream) const {
+  if (buffers_.device.type == DeviceType::cuda) {
+    cuda::fill_replay(buffers_, stream);
+  } else {
+    fill_on_cpu(buffers_);
+  }
+}
+
+void fill_replay_metadata(const Replay& buffers, Stream stream) { ReplayPlan(buffers).run(stream); }
+
+}  // namespace nsa_kernel

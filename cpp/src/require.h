@@ -1,0 +1,48 @@
+// How a plan refuses its arguments: `<op>: <argument> <what it is>, must <what it should be>`.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "nsa_kernel/types.h"
+
+namespace nsa_kernel {
+
+/// The checks of one op.
+class Require {
+ public:
+  explicit constexpr Require(const char* op) : op_(op) {}
+
+  /// Throws the message made of `parts` unless `holds`.
+  template <class... Parts>
+  void operator()(bool holds, const Parts&... parts) const {
+    if (holds) return;
+    throw std::invalid_argument(std::string(op_) + ": " + (text(parts) + ...));
+  }
+
+  void at_most(const char* name, int64_t value, int64_t most) const {
+    (*this)(value <= most, name, " is ", value, ", must be at most ", most);
+  }
+
+  void same_size(const char* name, const LengthView& view, const char* other_name, const LengthView& other) const {
+    (*this)(view.size == other.size, name, " has ", view.size, " elements, must have as many as ", other_name, " (",
+            other.size, ")");
+  }
+
+  void at_least(const char* name, const View<int32_t>& view, int64_t size) const {
+    (*this)(!view || view.size >= size, name, " has ", view.size, " elements, must have at least ", size);
+  }
+
+  void not_negative(const char* name, int64_t value) const {
+    (*this)(value >= 0, name, " is ", value, ", must be at least 0");
+  }
+
+ private:
+  static std::string text(const char* part) { return part; }
+  static std::string text(int64_t part) { return std::to_string(part); }
+
+  const char* op_;
+};
+
+}  // namespace nsa_kernel

@@ -1,0 +1,90 @@
+// Every output formula, once, for the host and the device. Arithmetic on values only.
+#pragma once
+
+#include <cstdint>
+
+namespace nsa_kernel::rules {
+
+constexpr int64_t kMaxStored = 2147483647;
+
+constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/// A value as it is stored.
+constexpr int32_t saturated(int64_t value) { return static_cast<int32_t>(min(value, kMaxStored)); }
+
+/// a + b as it is stored; neither is negative. Associative, so it scans.
+constexpr int32_t saturating_add(int32_t a, int32_t b) {
+  const uint32_t sum = static_cast<uint32_t>(a) + static_cast<uint32_t>(b);
+  return static_cast<int32_t>(sum < kMaxStored ? sum : kMaxStored);
+}
+
+/// A length as it is read: a negative one counts as 0. The upper bound keeps what follows from overflowing, and no
+/// stored result can tell.
+constexpr int64_t length(int64_t value) { return max(min(value, int64_t{1} << 62), 0); }
+
+/// KV entries of a request: those that `seq_lens` counts, and those of tokens that it does not count yet.
+constexpr int32_t kv_length(int64_t seq_len, int32_t uncounted) { return saturated(seq_len + uncounted); }
+
+/// KV length that the first of q tokens sees, before it is bounded below: negative in a padded row.
+constexpr int32_t first_seqlen(int64_t seq_len, int32_t uncounted, int64_t q) {
+  return saturated(max(seq_len - q + uncounted + 1, -kMaxStored));
+}
+
+/// KV length that token `j` sees.
+constexpr int32_t expanded_seqlen(int32_t first, int32_t j) {
+  if (first >= 0) return saturating_add(first, j);
+  return first + j > 0 ? first + j : 0;
+}
+
+/// That length as sparse attention reads it.
+constexpr int32_t clipped_seqlen(int32_t seqlen, int32_t topk) { return seqlen < topk ? seqlen : topk; }
+
+/// Sum of the clipped lengths of tokens 0 .. tokens-1: zeros, then a ramp up to topk, then a plateau.
+constexpr int64_t clipped_sum(int64_t first, int64_t tokens, int64_t topk) {
+  const int64_t zeros = min(max(-first, 0), tokens);
+  const int64_t ramp_end = max(min(topk - first, tokens), zeros);
+  const int64_t ramp_sum = (ramp_end - zeros) * (2 * first + zeros + ramp_end - 1) / 2;
+  return ramp_sum + (tokens - ramp_end) * topk;
+}
+
+/// Division by a number that is known long before the dividend: a multiplication and a shift.
+class Divisor {
+ public:
+  /// `value` is from 1 to 2**31 - 1.
+  constexpr explicit Divisor(int64_t value) {
+    while ((int64_t{1} << bits_) < value) ++bits_;
+    // For a dividend below 2**31, the rounded-up factor is off by too little to matter.
+    factor_ = ((uint64_t{1} << (31 + bits_)) + static_cast<uint64_t>(value) - 1) / static_cast<uint64_t>(value);
+  }
+
+  /// Rounded down; the dividend is not negative.
+  constexpr int32_t quotient(int32_t dividend) const {
+    return static_cast<int32_t>((static_cast<uint64_t>(dividend) * factor_) >> (31 + bits_));
+  }
+
+ private:
+  uint64_t factor_ = 0;
+  int bits_ = 0;
+};
+
+/// Slots of a request that a row of `page_table` holds.
+constexpr int32_t live_slots(int32_t kv, int32_t source_width, int32_t output_width) {
+  const int32_t width = source_width < output_width ? source_width : output_width;
+  return kv < width ? kv : width;
+}
+
+/// Pages of a request that a row of `real_page_table` holds.
+constexpr int32_t live_pages(int32_t kv, int32_t source_width, int32_t output_width, const Divisor& page_size) {
+  const int32_t slots = kv < source_width ? kv : source_width;
+  const int32_t pages = slots == 0 ? 0 : page_size.quotient(slots - 1) + 1;
+  return pages < output_width ? pages : output_width;
+}
+
+/// Page of a slot: the quotient rounded down, also below 0.
+constexpr int32_t page_id(int32_t slot, const Divisor& page_size) {
+  return slot >= 0 ? page_size.quotient(slot) : ~page_size.quotient(~slot);
+}
+
+}  // namespace nsa_kernel::rules

@@ -1,0 +1,55 @@
+// CUDA status to CudaError, and the state that a launch borrows from the thread: device and capture mode.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <string>
+
+#include "nsa_kernel/error.h"
+#include "nsa_kernel/types.h"
+
+namespace nsa_kernel::cuda {
+
+[[noreturn]] inline void raise(cudaError_t status, const char* op, const std::string& hint = "") {
+  cudaGetLastError();  // a later call must not report this error again
+  throw CudaError(status, std::string(op) + ": CUDA error " + std::to_string(status) + " (" +
+                              cudaGetErrorName(status) + "): " + cudaGetErrorString(status) + hint);
+}
+
+inline void check(cudaError_t status, const char* op) {
+  if (status != cudaSuccess) raise(status, op);
+}
+
+/// Makes a device current for a scope.
+class DeviceGuard {
+ public:
+  DeviceGuard(Device device, const char* op) {
+    check(cudaGetDevice(&previous_), op);
+    if (device.index == previous_) return;
+    check(cudaSetDevice(device.index), op);
+    changed_ = true;
+  }
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(previous_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int previous_ = 0;
+  bool changed_ = false;
+};
+
+/// Lets this thread load code and allocate while a stream is being captured.
+class RelaxedCapture {
+ public:
+  RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+}  // namespace nsa_kernel::cuda

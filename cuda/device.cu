@@ -1,0 +1,94 @@
+// What the op launchers share: loading, the empty kernel, and the description of build and machine.
+#include <cuda_runtime.h>
+
+#include "check.h"
+#include "kernels.h"
+#include "launch.h"
+
+namespace nsa_kernel::cuda {
+namespace {
+
+__global__ void empty_kernel() {}
+
+Kernels empty_kernels("launch_empty_kernel", {reinterpret_cast<const void*>(empty_kernel)});
+
+std::string dotted(int major, int minor) { return std::to_string(major) + "." + std::to_string(minor); }
+
+std::string version_text(int version) { return dotted(version / 1000, version % 1000 / 10); }
+
+std::string capability_text(int device) {
+  int major = 0, minor = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  return dotted(major, minor);
+}
+
+bool runs_on(int device) {
+  try {
+    const Device wanted{DeviceType::cuda, device};
+    const DeviceGuard guard(wanted, "info");
+    empty_kernels.ready(wanted);
+    return true;
+  } catch (const CudaError&) {
+    return false;
+  }
+}
+
+}  // namespace
+
+int Kernels::load(Device device) const {
+  const RelaxedCapture relaxed;
+  for (const void* kernel : kernels_) {
+    cudaFuncAttributes attributes;
+    const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
+    if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorInvalidDeviceFunction) {
+      raise(status, op_, "; device " + std::to_string(device.index) + " has compute capability " +
+                             capability_text(device.index) + ", this build holds " NSA_KERNEL_ARCHITECTURES);
+    }
+    check(status, op_);
+  }
+  int multiprocessors = 0;
+  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device.index), op_);
+  return multiprocessors;
+}
+
+void launch_empty(Device device, Stream stream) {
+  const DeviceGuard guard(device, "launch_empty_kernel");
+  empty_kernels.ready(device);
+  empty_kernel<<<1, 32, 0, static_cast<cudaStream_t>(stream)>>>();
+  check(cudaGetLastError(), "launch_empty_kernel");
+}
+
+void describe(Info& info) {
+  info.cuda_version = version_text(CUDART_VERSION);
+  const std::string architectures = NSA_KERNEL_ARCHITECTURES;
+  for (size_t begin = 0; begin < architectures.size();) {
+    const size_t end = std::min(architectures.find(',', begin), architectures.size());
+    info.architectures.push_back(architectures.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess) {
+    cudaGetLastError();
+    int driver = 0;
+    cudaDriverGetVersion(&driver);
+    info.reason = std::string(cudaGetErrorName(status)) + ": " + cudaGetErrorString(status) +
+                  (driver == 0 ? "; no NVIDIA driver was found" : "; the driver supports CUDA " + version_text(driver));
+    return;
+  }
+  bool any = false;
+  for (int device = 0; device < count; ++device) {
+    cudaDeviceProp properties;
+    if (cudaGetDeviceProperties(&properties, device) != cudaSuccess) {
+      cudaGetLastError();
+      continue;
+    }
+    const bool usable = runs_on(device);
+    any = any || usable;
+    info.devices.push_back({properties.name, properties.major, properties.minor, usable});
+  }
+  if (!any) info.reason = "no device runs the architectures of this build: " NSA_KERNEL_ARCHITECTURES;
+}
+
+}  // namespace nsa_kernel::cuda

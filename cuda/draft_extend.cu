@@ -1,0 +1,225 @@
+// draft_extend on the device: three variants of one result.
+#include <cuda_runtime.h>
+
+#include "check.h"
+#include "count.h"
+#include "grid.h"
+#include "kernels.h"
+#include "launch.h"
+#include "rules.h"
+#include "scan.cuh"
+
+namespace nsa_kernel::cuda {
+namespace {
+
+constexpr const char* kOp = "fill_draft_extend_metadata";
+
+/// What the kernels read.
+struct Args {
+  LengthView extend_seq_lens;
+  LengthView seq_lens;
+  int32_t* seqlens_expanded;
+  int32_t* nsa_cache_seqlens;
+  int32_t* num_tokens;           ///< may be null
+  volatile int64_t* host_count;  ///< may be null
+  int32_t topk;
+  int32_t capacity;
+  int32_t bs;
+
+  __device__ int32_t tokens(int64_t b) const { return rules::saturated(length_at(extend_seq_lens, b)); }
+
+  /// KV length that the first token of request b sees.
+  __device__ int32_t first(int64_t b) const {
+    return rules::first_seqlen(length_at(seq_lens, b), 0, length_at(extend_seq_lens, b));
+  }
+
+  __device__ void store_count(int32_t count) const {
+    if (host_count != nullptr) *host_count = count;
+    if (num_tokens != nullptr) *num_tokens = count;
+  }
+
+  __device__ void store_token(int32_t t, int32_t seqlen) const {
+    seqlens_expanded[t] = seqlen;
+    nsa_cache_seqlens[t] = rules::clipped_seqlen(seqlen, topk);
+  }
+};
+
+/// The tokens of one request that fit.
+struct TokenSpan {
+  int32_t tokens;
+  int32_t at;  ///< of the first
+  int32_t first;
+};
+
+template <int kThreads, bool kMany>
+__global__ __launch_bounds__(kThreads) void draft_extend_optimized_kernel(const __grid_constant__ Args args) {
+  __shared__ typename RunningScan<kThreads, kMany, 1>::Shared shared;
+  RunningScan<kThreads, kMany, 1> scan(shared);
+  for_each_tile<kThreads, kMany>(args.bs, blockIdx.x, gridDim.x, [&](const Tile& tile) {
+    int32_t tokens = 0, first = 0;
+    if (threadIdx.x < tile.requests) {
+      tokens = args.tokens(tile.begin + threadIdx.x);
+      first = args.first(tile.begin + threadIdx.x);
+    }
+    const Scanned<1> scanned = scan.next(tile, {{tokens}}, [&](int b) { return Sums<1>{{args.tokens(b)}}; });
+    if (tile.last && tile.share == 0 && threadIdx.x == 0) args.store_count(scanned.total.value[0]);
+    const int32_t at = scanned.before.value[0];
+    const TokenSpan span{min(tokens, args.capacity - min(at, args.capacity)), at, first};
+    fill_spans(tile, span, [&](const TokenSpan& of, int32_t j, int32_t step) {
+      for (; j < of.tokens; j += step) args.store_token(of.at + j, rules::expanded_seqlen(of.first, j));
+    });
+  });
+}
+
+constexpr int kBlock = kBlockSize;
+
+/// Writes the number of tokens before each request.
+__global__ __launch_bounds__(kBlock) void draft_extend_prefix_sum_kernel(const __grid_constant__ Args args,
+                                                                         int32_t* tokens_before) {
+  __shared__ RunningScan<kBlock, true, 1>::Shared shared;
+  RunningScan<kBlock, true, 1> scan(shared);
+  const auto tokens_of = [&](int b) { return Sums<1>{{args.tokens(b)}}; };
+  for_each_tile<kBlock, true>(args.bs, blockIdx.x, gridDim.x, [&](const Tile& tile) {
+    const bool mine = threadIdx.x < tile.requests;
+    const int b = tile.begin + threadIdx.x;
+    const Scanned<1> scanned = scan.next(tile, mine ? tokens_of(b) : Sums<1>{}, tokens_of);
+    if (tile.last && threadIdx.x == 0) args.store_count(scanned.total.value[0]);
+    if (mine) tokens_before[b] = scanned.before.value[0];
+  });
+}
+
+struct BinarySearch {
+  __device__ static int request_of(const int32_t* tokens_before, int bs, int32_t t) {
+    int low = 0, high = bs;
+    while (high - low > 1) {
+      const int middle = low + (high - low) / 2;
+      (tokens_before[middle] <= t ? low : high) = middle;
+    }
+    return low;
+  }
+};
+
+struct LinearSearch {
+  __device__ static int request_of(const int32_t* tokens_before, int bs, int32_t t) {
+    int b = 0;
+    while (b + 1 < bs && tokens_before[b + 1] <= t) ++b;
+    return b;
+  }
+};
+
+/// One thread a token.
+template <class Search>
+__global__ __launch_bounds__(kBlock) void draft_extend_search_kernel(const __grid_constant__ Args args,
+                                                                     const int32_t* tokens_before) {
+  const int last = args.bs - 1;
+  const int32_t total = rules::saturating_add(tokens_before[last], args.tokens(last));
+  const int32_t end = min(total, args.capacity);
+  for (int64_t t = int64_t{blockIdx.x} * kBlock + threadIdx.x; t < end; t += int64_t{gridDim.x} * kBlock) {
+    const int b = Search::request_of(tokens_before, args.bs, static_cast<int32_t>(t));
+    const int32_t j = static_cast<int32_t>(t) - tokens_before[b];
+    args.store_token(static_cast<int32_t>(t), rules::expanded_seqlen(args.first(b), j));
+  }
+}
+
+Kernels kernels(kOp, {reinterpret_cast<const void*>(draft_extend_optimized_kernel<32, false>),
+                      reinterpret_cast<const void*>(draft_extend_optimized_kernel<128, false>),
+                      reinterpret_cast<const void*>(draft_extend_optimized_kernel<1024, false>),
+                      reinterpret_cast<const void*>(draft_extend_optimized_kernel<1024, true>),
+                      reinterpret_cast<const void*>(draft_extend_prefix_sum_kernel),
+                      reinterpret_cast<const void*>(draft_extend_search_kernel<BinarySearch>),
+                      reinterpret_cast<const void*>(draft_extend_search_kernel<LinearSearch>)});
+
+template <int kThreads, bool kMany>
+void launch_optimized(const Args& args, int limit, cudaStream_t stream) {
+  constexpr int kTokensPerBlock = 512;  // fewer are not worth another block
+  const Grid grid(args.bs, kThreads, rules::ceil_div(args.capacity, kTokensPerBlock), limit);
+  draft_extend_optimized_kernel<kThreads, kMany><<<dim3(grid.shares, grid.rows), kThreads, 0, stream>>>(args);
+  check(cudaGetLastError(), kOp);
+}
+
+void launch_optimized(const Args& args, int limit, cudaStream_t stream) {
+  if (args.bs <= 32) return launch_optimized<32, false>(args, limit, stream);
+  if (args.bs <= 128) return launch_optimized<128, false>(args, limit, stream);
+  if (args.bs <= 1024) return launch_optimized<1024, false>(args, limit, stream);
+  return launch_optimized<1024, true>(args, limit, stream);
+}
+
+void launch_searched(const Args& args, Variant variant, int32_t* workspace, int limit, cudaStream_t stream) {
+  const Grid grid(args.bs, kBlock, 1, limit);
+  draft_extend_prefix_sum_kernel<<<dim3(grid.shares, grid.rows), kBlock, 0, stream>>>(args, workspace);
+  check(cudaGetLastError(), kOp);
+  if (args.bs == 0 || args.capacity == 0) return;
+  const auto blocks = static_cast<unsigned>(rules::min(rules::ceil_div(args.capacity, kBlock), limit));
+  const bool linear = variant == Variant::adaptive && args.bs <= kLinearSearchRequests;
+  const auto kernel = linear ? draft_extend_search_kernel<LinearSearch> : draft_extend_search_kernel<BinarySearch>;
+  kernel<<<blocks, kBlock, 0, stream>>>(args, workspace);
+  check(cudaGetLastError(), kOp);
+}
+
+/// Memory ordered on a stream, for a scope.
+class StreamMemory {
+ public:
+  StreamMemory(int64_t elements, cudaStream_t stream) : stream_(stream) {
+    check(cudaMallocAsync(&data_, elements * sizeof(int32_t), stream), kOp);
+  }
+  ~StreamMemory() { cudaFreeAsync(data_, stream_); }
+  StreamMemory(const StreamMemory&) = delete;
+  StreamMemory& operator=(const StreamMemory&) = delete;
+
+  int32_t* data() const { return static_cast<int32_t*>(data_); }
+
+ private:
+  cudaStream_t stream_;
+  void* data_ = nullptr;
+};
+
+void launch(const DraftExtend& buffers, Variant variant, int32_t* workspace, volatile int64_t* host_count,
+            cudaStream_t stream) {
+  const int limit = kernels.ready(buffers.device) * 2;
+  const Args args{buffers.extend_seq_lens,
+                  buffers.seq_lens,
+                  buffers.out_seqlens_expanded.data,
+                  buffers.out_nsa_cache_seqlens.data,
+                  buffers.out_num_tokens.data,
+                  host_count,
+                  static_cast<int32_t>(buffers.nsa_index_topk),
+                  rules::saturated(rules::min(buffers.out_seqlens_expanded.size, buffers.out_nsa_cache_seqlens.size)),
+                  static_cast<int32_t>(buffers.extend_seq_lens.size)};
+  if (variant == Variant::optimized) {
+    launch_optimized(args, limit, stream);
+  } else if (workspace != nullptr || args.bs == 0) {
+    launch_searched(args, variant, workspace, limit, stream);
+  } else {
+    const StreamMemory borrowed(args.bs, stream);
+    launch_searched(args, variant, borrowed.data(), limit, stream);
+  }
+}
+
+}  // namespace
+
+void fill_draft_extend(const DraftExtend& args, Variant variant, int32_t* workspace, Stream stream) {
+  const DeviceGuard guard(args.device, kOp);
+  launch(args, variant, workspace, nullptr, static_cast<cudaStream_t>(stream));
+}
+
+int64_t fill_draft_extend_and_count(const DraftExtend& args, Variant variant, Stream stream) {
+  const DeviceGuard guard(args.device, kOp);
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  refuse_capture(cuda_stream, kOp);
+  HostCount count(kOp);
+  launch(args, variant, nullptr, count.device_address(), cuda_stream);
+  return count.wait(cuda_stream);
+}
+
+std::shared_ptr<int32_t> allocate_workspace(Device device, int64_t bs) {
+  const DeviceGuard guard(device, kOp);
+  const RelaxedCapture relaxed;
+  void* memory = nullptr;
+  check(cudaMalloc(&memory, rules::max(bs, 1) * sizeof(int32_t)), kOp);
+  return {static_cast<int32_t*>(memory), [](int32_t* workspace) {
+            const RelaxedCapture relaxed;
+            cudaFree(workspace);
+          }};
+}
+
+}  // namespace nsa_kernel::cuda

@@ -1,0 +1,24 @@
+// The grid of a launch that divides a batch of requests: from sizes that the host knows, never from lengths.
+#pragma once
+
+#include <cstdint>
+
+#include "rules.h"
+
+namespace nsa_kernel::cuda {
+
+/// Rows of blocks walk the tiles of requests; the blocks of a row share each of its tiles. With few tiles, many blocks
+/// share each; with many, each row walks several.
+struct Grid {
+  unsigned shares;
+  unsigned rows;
+
+  /// For `bs` requests in tiles of `tile`, of which each can use `useful` blocks, and about `limit` blocks in all.
+  Grid(int64_t bs, int64_t tile, int64_t useful, int64_t limit) {
+    const int64_t tiles = rules::max(rules::ceil_div(bs, tile), 1);
+    rows = static_cast<unsigned>(rules::min(tiles, limit));
+    shares = static_cast<unsigned>(rules::max(rules::min(limit / rows, useful), 1));
+  }
+};
+
+}  // namespace nsa_kernel::cuda

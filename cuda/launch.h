@@ -1,0 +1,33 @@
+// The door to the device: one launcher for each op, plain C++. Arguments arrive checked.
+// Behind it stand the .cu files, or no_cuda.cpp in a build without CUDA.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "nsa_kernel/draft_extend.h"
+#include "nsa_kernel/info.h"
+#include "nsa_kernel/replay.h"
+#include "nsa_kernel/types.h"
+
+namespace nsa_kernel::cuda {
+
+/// Enqueues the fill. A variant that needs a workspace of `bs` elements takes it from the stream where none is given.
+void fill_draft_extend(const DraftExtend& args, Variant variant, int32_t* workspace, Stream stream);
+
+/// The same, and polls for the count.
+int64_t fill_draft_extend_and_count(const DraftExtend& args, Variant variant, Stream stream);
+
+/// Device memory for one prefix sum over `bs` requests.
+std::shared_ptr<int32_t> allocate_workspace(Device device, int64_t bs);
+
+/// Enqueues the refresh.
+void fill_replay(const Replay& args, Stream stream);
+
+/// Enqueues nothing, at the price of a launch.
+void launch_empty(Device device, Stream stream);
+
+/// Fills in what the toolkit and the driver know: cuda_version, architectures, devices, reason.
+void describe(Info& info);
+
+}  // namespace nsa_kernel::cuda

@@ -1,0 +1,28 @@
+// The same door, shut: a build without CUDA.
+#include "launch.h"
+#include "nsa_kernel/error.h"
+
+namespace nsa_kernel::cuda {
+namespace {
+
+constexpr int kNoDevice = 100;  // cudaErrorNoDevice
+
+[[noreturn]] void refuse(const char* op) {
+  throw CudaError(kNoDevice, std::string(op) + ": the arrays are on a CUDA device, must be on the CPU: this build has no CUDA code");
+}
+
+}  // namespace
+
+void fill_draft_extend(const DraftExtend&, Variant, int32_t*, Stream) { refuse("fill_draft_extend_metadata"); }
+
+int64_t fill_draft_extend_and_count(const DraftExtend&, Variant, Stream) { refuse("fill_draft_extend_metadata"); }
+
+std::shared_ptr<int32_t> allocate_workspace(Device, int64_t) { refuse("fill_draft_extend_metadata"); }
+
+void fill_replay(const Replay&, Stream) { refuse("fill_replay_metadata"); }
+
+void launch_empty(Device, Stream) { refuse("launch_empty_kernel"); }
+
+void describe(Info& info) { info.reason = "this build has no CUDA code"; }
+
+}  // namespace nsa_kernel::cuda

@@ -1,0 +1,190 @@
+// How blocks share the requests of a batch, one thread a request, and the in-block scan that both ops use.
+//
+// These kernels run for a microsecond, in which fetching their instructions counts: what a batch of one tile needs is
+// kept short and free of divisions, and what only larger batches need is left out of its kernels at compile time.
+#pragma once
+
+#include <cstdint>
+
+#include "nsa_kernel/types.h"
+#include "rules.h"
+
+namespace nsa_kernel::cuda {
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = ~0u;
+
+__device__ inline int64_t length_at(const LengthView& lengths, int64_t i) {
+  return rules::length(lengths[i]);
+}
+
+/// One tile of requests, as one of the blocks that share it sees it.
+struct Tile {
+  int begin;     ///< first request
+  int requests;
+  bool first;    ///< of the batch
+  bool last;     ///< of the batch
+  unsigned share;
+  unsigned shares;
+};
+
+/// Calls `visit(tile)` for each tile of the blocks in this row of the grid: row y walks tiles y, y + rows and so on.
+/// Without kMany there is one tile, in one row. An empty batch has one empty tile.
+template <int kThreads, bool kMany, class Visit>
+__device__ void for_each_tile(int bs, unsigned share, unsigned shares, Visit visit) {
+  if constexpr (kMany) {
+    const int tiles = max((bs + (kThreads - 1)) / kThreads, 1);
+    for (int index = blockIdx.y; index < tiles; index += gridDim.y) {
+      const int begin = index * kThreads;
+      visit(Tile{begin, min(bs - begin, kThreads), index == 0, index + 1 == tiles, share, shares});
+    }
+  } else {
+    visit(Tile{0, bs, true, true, share, shares});
+  }
+}
+
+/// N running sums, added together. They saturate as they are stored.
+template <int N>
+struct Sums {
+  int32_t value[N] = {};
+
+  __device__ Sums& operator+=(const Sums& other) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) value[i] = rules::saturating_add(value[i], other.value[i]);
+    return *this;
+  }
+};
+
+template <int N>
+__device__ Sums<N> shuffle_up(const Sums<N>& sums, int delta) {
+  Sums<N> result;
+#pragma unroll
+  for (int i = 0; i < N; ++i) result.value[i] = __shfl_up_sync(kAllLanes, sums.value[i], delta);
+  return result;
+}
+
+template <int N>
+__device__ Sums<N> from_lane(const Sums<N>& sums, int lane) {
+  Sums<N> result;
+#pragma unroll
+  for (int i = 0; i < N; ++i) result.value[i] = __shfl_sync(kAllLanes, sums.value[i], lane);
+  return result;
+}
+
+/// The sum over this lane and those before it.
+template <int N>
+__device__ Sums<N> warp_inclusive(Sums<N> sums) {
+  const int lane = threadIdx.x % kWarp;
+#pragma unroll
+  for (int delta = 1; delta < kWarp; delta *= 2) {
+    const Sums<N> other = shuffle_up(sums, delta);
+    if (lane >= delta) sums += other;
+  }
+  return sums;
+}
+
+template <int N>
+struct Scanned {
+  Sums<N> before;  ///< over the threads before this one
+  Sums<N> total;   ///< over all threads
+  Sums<N> warps;   ///< over the warps up to the one whose number is this lane
+};
+
+/// Scans over a block of kThreads threads; of one warp's width, over each warp alone.
+template <int kThreads, int N>
+class Scan {
+ public:
+  struct Shared {
+    Sums<N> warp_total[kThreads / kWarp];
+  };
+
+  __device__ explicit Scan(Shared& shared) : shared_(shared) {}
+
+  __device__ Scanned<N> exclusive(const Sums<N>& mine) {
+    const int lane = threadIdx.x % kWarp;
+    const Sums<N> inclusive = warp_inclusive(mine);
+    Sums<N> before = shuffle_up(inclusive, 1);
+    if (lane == 0) before = {};
+    if constexpr (kThreads == kWarp) {
+      const Sums<N> total = from_lane(inclusive, kWarp - 1);
+      return {before, total, total};
+    }
+    constexpr int kWarps = kThreads / kWarp;
+    const int warp = threadIdx.x / kWarp;
+    if (lane == kWarp - 1) shared_.warp_total[warp] = inclusive;
+    __syncthreads();
+    Sums<N> warps;
+    if (lane < kWarps) warps = shared_.warp_total[lane];
+    warps = warp_inclusive(warps);
+    if (warp > 0) before += from_lane(warps, warp - 1);
+    return {before, from_lane(warps, kWarp - 1), warps};
+  }
+
+  /// The sum of `of(b)` over requests begin .. end-1, in every thread.
+  template <class Of>
+  __device__ Sums<N> sum(int begin, int end, Of of) {
+    Sums<N> mine;
+#pragma unroll 8
+    for (int b = begin + threadIdx.x % kThreads; b < end; b += kThreads) mine += of(b);
+    const Sums<N> total = exclusive(mine).total;
+    __syncthreads();
+    return total;
+  }
+
+ private:
+  Shared& shared_;
+};
+
+/// A scan that runs on from tile to tile, over the requests of skipped tiles too.
+template <int kThreads, bool kMany, int N>
+class RunningScan {
+ public:
+  using Shared = typename Scan<kThreads, N>::Shared;
+
+  __device__ explicit RunningScan(Shared& shared) : scan_(shared) {}
+
+  /// The sums before this thread's request and after the tile. `of(b)` reads the sums of an earlier request.
+  template <class Of>
+  __device__ Scanned<N> next(const Tile& tile, const Sums<N>& mine, Of of) {
+    if constexpr (!kMany) return scan_.exclusive(mine);
+    if (tile.begin > scanned_) carried_ += scan_.sum(scanned_, tile.begin, of);
+    Scanned<N> result = scan_.exclusive(mine);
+    __syncthreads();
+    result.before += carried_;
+    carried_ += result.total;
+    result.total = carried_;
+    scanned_ = tile.begin + kThreads;
+    return result;
+  }
+
+ private:
+  Scan<kThreads, N> scan_;
+  Sums<N> carried_;
+  int scanned_ = 0;
+};
+
+/// Calls `fill(span, j, step)` to fill tokens j, j + step and so on of spans. A short span is filled by the thread that
+/// holds it, in the block whose share its warp is; a long one by its whole warp, in every block that shares the tile.
+/// Span is a struct of int32_t that has `tokens`.
+template <class Span, class Fill>
+__device__ void fill_spans(const Tile& tile, const Span& span, Fill fill) {
+  constexpr int kShort = 16;
+  const unsigned long_spans = __ballot_sync(kAllLanes, span.tokens > kShort);
+  if (span.tokens <= kShort && (tile.shares == 1 || threadIdx.x / kWarp % tile.shares == tile.share)) {
+    fill(span, 0, 1);
+  }
+  for (unsigned pending = long_spans; pending != 0; pending &= pending - 1) {
+    const int lane = __ffs(pending) - 1;
+    constexpr int kWords = sizeof(Span) / sizeof(int32_t);
+    union {
+      Span value;
+      int32_t words[kWords];
+    } of_lane{span};
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) of_lane.words[i] = __shfl_sync(kAllLanes, of_lane.words[i], lane);
+    fill(of_lane.value, static_cast<int>(tile.share * kWarp + threadIdx.x % kWarp),
+         static_cast<int>(tile.shares * kWarp));
+  }
+}
+
+}  // namespace nsa_kernel::cuda

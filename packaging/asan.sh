@@ -1,0 +1,17 @@
+#!/bin/bash
+# Builds the CPU library and the extension under the address and undefined-behaviour sanitizers and runs the tests on the CPU.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=$PWD/.venv/bin/python
+site=$PWD/build/asan
+
+rm -rf "$site"
+NSA_KERNEL_CUDA=OFF "$python" -m pip --quiet install --no-deps --target "$site" . \
+  --config-settings cmake.build-type=RelWithDebInfo \
+  --config-settings cmake.define.NSA_KERNEL_SANITIZE=address,undefined
+
+# Python itself is not instrumented, so the sanitizers come first by preload; it also leaves memory behind at its end.
+export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:symbolize=1
+export UBSAN_OPTIONS=print_stacktrace=1:abort_on_error=1
+preload="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so)"
+LD_PRELOAD=$preload PYTHONPATH=$site "$python" -m pytest -q --devices cpu "$@"

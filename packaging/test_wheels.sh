@@ -1,0 +1,10 @@
+#!/bin/bash
+# Installs the wheels of FOLDER and runs the test suite and the C++ consumer against them: test_wheels.sh PYTHON MAJOR FOLDER.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=$1 major=$2 folder=$3
+
+"$python" -m pip --quiet install --no-index --find-links "$folder" "nsa-kernel[cu$major]"
+"$python" -m pip --quiet install --group test
+"$python" -m nsa_kernel info
+NSA_KERNEL_WHEELS=$folder "$python" -m pytest -q tests

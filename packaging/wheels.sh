@@ -1,0 +1,63 @@
+#!/bin/bash
+# Builds the release of this machine natively and tests it: the CUDA 13 wheels, the pure package and the sdist.
+# They land in wheelhouse/. Python 3.11 makes its own wheel, 3.12 the stable-ABI one; every Python found tests one of them.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+work=$PWD/build/wheels
+out=$PWD/wheelhouse
+platform=manylinux_2_28_$(uname -m)
+
+find_python() {
+  local candidate
+  for candidate in "python$1" "$HOME"/.pyenv/versions/"$1"*/bin/python; do
+    if [ "$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" = "$1" ]; then
+      echo "$candidate"
+      return
+    fi
+  done
+  return 1
+}
+
+rm -rf "$work" "$out"
+mkdir -p "$work" "$out"
+python3 -m venv "$work/tools"
+tools=$work/tools/bin
+"$tools/pip" --quiet install 'pip>=25.1'
+"$tools/pip" --quiet install --group packaging
+
+echo "== toolkit"
+PYTHON=$tools/python packaging/toolkit.sh 13 "$work/cuda"
+export CUDA_HOME=$work/cuda
+
+# The link alone decides which glibc a library needs: zig's linker has the symbols of an older one than this machine's.
+# The C++ library goes in whole, since this machine's shared one is newer than manylinux_2_28 allows.
+cat > "$work/link" <<LINK
+#!/bin/bash
+exec "$tools/python" -m ziglang cc -target $(uname -m)-linux-gnu.2.28 "\$@" \
+  "$(g++ -print-file-name=libstdc++.a)" "$(g++ -print-file-name=libgcc_eh.a)"
+LINK
+chmod +x "$work/link"
+link_rule="$work/link <LANGUAGE_COMPILE_FLAGS> <LINK_FLAGS> -shared -o <TARGET> <OBJECTS> <LINK_LIBRARIES>"
+
+for version in 3.11 3.12; do
+  python=$(find_python "$version") || { echo "== no Python $version here: no wheel for it"; continue; }
+  echo "== wheel with Python $version"
+  "$python" -m venv "$work/build-$version"
+  "$work/build-$version/bin/python" -m pip --quiet wheel --no-deps --wheel-dir "$work/raw" packaging/cu13 \
+    --config-settings "cmake.define.CMAKE_CXX_CREATE_SHARED_MODULE=$link_rule"
+done
+PATH=$tools:$PATH auditwheel repair --plat "$platform" --only-plat --wheel-dir "$out" "$work"/raw/*.whl
+
+echo "== pure package and sdist"
+packaging/pure.sh "$tools/python" "$out"
+
+echo "== checks"
+packaging/check_wheels.sh "$tools" "$out"
+
+for version in 3.11 3.12 3.13 3.14; do
+  python=$(find_python "$version") || { echo "== no Python $version here: not tested with it"; continue; }
+  echo "== test with Python $version"
+  "$python" -m venv "$work/test-$version"
+  "$work/test-$version/bin/python" -m pip --quiet install 'pip>=25.1'
+  packaging/without_toolkit.sh packaging/test_wheels.sh "$work/test-$version/bin/python" 13 "$out"
+done

@@ -1,0 +1,77 @@
+"""Stands in for the extension where this package holds none, and picks one of the installed nsa-kernel-cuXX.
+
+A build from source puts the compiled `_ext` beside this file, and Python then never reads this one.
+"""
+
+import importlib
+import importlib.util
+import os
+import sys
+from types import ModuleType
+
+from ._version import __version__
+
+CUDA_MAJORS = (12, 13)
+
+
+def driver_major() -> int | None:
+    """The newest CUDA major version that the driver supports; None without a driver."""
+    import ctypes
+
+    version = ctypes.c_int()
+    try:
+        status = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except OSError:
+        return None
+    return version.value // 1000 if status == 0 else None
+
+
+def pip_command(major: int) -> str:
+    """How to install the extension for this CUDA."""
+    return f'pip install "nsa-kernel[cu{major}]=={__version__}"'
+
+
+def choose(installed: list[int], forced: str | None) -> int:
+    """The CUDA major version to use, of those installed."""
+    if forced:
+        if forced not in map(str, CUDA_MAJORS):
+            words = " or ".join(map(str, CUDA_MAJORS))
+            raise ImportError(f"nsa_kernel: NSA_KERNEL_CUDA_MAJOR is {forced!r}, must be {words}")
+        if int(forced) not in installed:
+            raise ImportError(
+                f"nsa_kernel: NSA_KERNEL_CUDA_MAJOR is {forced}, but nsa-kernel-cu{forced} is not installed; run: "
+                + pip_command(int(forced))
+            )
+        return int(forced)
+    if len(installed) == 1:
+        return installed[0]
+    driver = driver_major()
+    if not installed:
+        wanted = CUDA_MAJORS[0] if driver and driver <= CUDA_MAJORS[0] else CUDA_MAJORS[-1]
+        raise ImportError("nsa_kernel: no extension is installed; run: " + pip_command(wanted))
+    if driver is None:
+        return installed[-1]
+    return max((major for major in installed if major <= driver), default=installed[0])
+
+
+def is_installed(major: int) -> bool:
+    """Whether the extension for this CUDA is there."""
+    try:
+        return importlib.util.find_spec(f"nsa_kernel_cu{major}._ext") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def load() -> ModuleType:
+    """Imports the chosen extension, which must be of this very version."""
+    major = choose([major for major in CUDA_MAJORS if is_installed(major)], os.environ.get("NSA_KERNEL_CUDA_MAJOR"))
+    extension = importlib.import_module(f"nsa_kernel_cu{major}._ext")
+    if extension.__version__ != __version__:
+        raise ImportError(
+            f"nsa_kernel: nsa-kernel-cu{major} is version {extension.__version__}, must be {__version__}; run: "
+            + pip_command(major)
+        )
+    return extension
+
+
+sys.modules[__name__] = load()

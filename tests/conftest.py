@@ -1,0 +1,55 @@
+"""What every test may ask for: a device, and seeds for random cases."""
+
+import contextlib
+
+import nsa_kernel
+import pytest
+import torch
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("nsa_kernel")
+    group.addoption("--devices", help="comma-separated devices to test; the default is every device present")
+    group.addoption("--seed", type=int, default=0, help="first seed of the random cases")
+    group.addoption("--cases", type=int, default=2000, help="number of random cases of each op on each device")
+
+
+def devices(config):
+    """The CPU always; CUDA where torch sees a device and the package has CUDA code."""
+    if asked := config.getoption("--devices"):
+        return asked.split(",")
+    built_with_cuda = nsa_kernel.get_kernel_info()["cuda_version"]
+    return ["cpu", "cuda"] if torch.cuda.is_available() and built_with_cuda else ["cpu"]
+
+
+def pytest_report_header(config):
+    return f"nsa_kernel {nsa_kernel.__version__}, torch {torch.__version__}, devices: {', '.join(devices(config))}"
+
+
+def pytest_generate_tests(metafunc):
+    if "device" in metafunc.fixturenames:
+        names = devices(metafunc.config)
+        if metafunc.definition.get_closest_marker("cuda"):
+            absent = pytest.mark.skipif("cuda" not in names, reason="no CUDA device is tested")
+            names = [pytest.param("cuda", marks=absent)]
+        metafunc.parametrize("device", names, scope="session")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "cuda: needs a CUDA device")
+
+
+@pytest.fixture
+def random_cases(request):
+    """Yields (seed, context); a failure inside the context tells how to run that one case again."""
+    first, count = request.config.getoption("--seed"), request.config.getoption("--cases")
+
+    @contextlib.contextmanager
+    def reproducible(seed):
+        try:
+            yield
+        except BaseException as failure:
+            failure.add_note(f"one-line reproduction: pytest '{request.node.nodeid}' --seed={seed} --cases=1")
+            raise
+
+    return [(seed, reproducible(seed)) for seed in range(first, first + count)]

@@ -1,0 +1,384 @@
+"""Refused arguments: the exception, its exact message, and that nothing was written before it."""
+
+import array
+import re
+
+import nsa_kernel
+import numpy as np
+import pytest
+import torch
+from memory import Output, lengths, table
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+DRAFT_EXTEND, REPLAY = "fill_draft_extend_metadata", "fill_replay_metadata"
+CALLS = {
+    DRAFT_EXTEND: [
+        nsa_kernel.fill_draft_extend_metadata,
+        nsa_kernel.DraftExtendPlan,
+        nsa_kernel.fill_draft_extend_metadata_cuda,
+        nsa_kernel.fill_draft_extend_metadata_cuda_basic,
+        nsa_kernel.fill_draft_extend_metadata_cuda_adaptive,
+        nsa_kernel.fill_draft_extend_metadata_cuda_optimized,
+    ],
+    REPLAY: [nsa_kernel.fill_replay_metadata, nsa_kernel.ReplayPlan],
+}
+ONLY_NEVER_WAITING = {"out_num_tokens", "variant"}
+OUTPUT_SHAPES = {
+    DRAFT_EXTEND: {"out_seqlens_expanded": (5,), "out_nsa_cache_seqlens": (5,), "out_num_tokens": (1,)},
+    REPLAY: {
+        "cache_seqlens": (2,),
+        "cu_seqlens_k": (3,),
+        "seqlens_expanded": (6,),
+        "nsa_cache_seqlens": (6,),
+        "nsa_cu_seqlens_k": (7,),
+        "page_table": (6, 8),
+        "real_page_table": (6, 4),
+        "ctx_lens_2d": (2, 3),
+        "num_tokens": (1,),
+    },
+}
+
+
+def valid_arguments(op, device):
+    """Arguments that fit, and the outputs among them, poisoned."""
+    outputs = {name: Output(*shape, device=device) for name, shape in OUTPUT_SHAPES[op].items()}
+    arguments = {name: output.array for name, output in outputs.items()}
+    arguments |= {"seq_lens": lengths([10, 15], device=device), "nsa_index_topk": 12}
+    if op == DRAFT_EXTEND:
+        arguments["extend_seq_lens"] = lengths([2, 3], device=device)
+    else:
+        arguments |= {"mode": "draft_extend", "num_draft_tokens": 3, "page_size": 2}
+        arguments["req_pool_indices"] = lengths([1, 0], device=device)
+        arguments["req_to_token"] = table([[5] * 8, [6] * 8], 8, device=device)
+    return arguments, outputs
+
+
+def check_refusal(op, device, exception, message, **changes):
+    """Every way to call the op refuses the changed arguments, in the same words."""
+    for call in CALLS[op]:
+        arguments, outputs = valid_arguments(op, device)
+        arguments.update({name: value(device) if callable(value) else value for name, value in changes.items()})
+        if "_cuda" in getattr(call, "__name__", ""):
+            if changes.keys() & ONLY_NEVER_WAITING:
+                continue
+            del arguments["out_num_tokens"]
+        with pytest.raises(exception, match="^" + re.escape(f"{op}: {message}") + "$") as caught:
+            call(**arguments)
+        assert type(caught.value) is exception
+        for name, output in outputs.items():
+            output.check([] if len(output.array.shape) == 1 else [[]], name)
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_the_arguments_fit_before_they_are_changed(device, op):
+    for call in CALLS[op]:
+        arguments, _ = valid_arguments(op, device)
+        if "_cuda" in getattr(call, "__name__", ""):
+            del arguments["out_num_tokens"]
+        call(**arguments)
+
+
+# What one array may be refused for, whichever argument it is.
+
+LENGTH, TABLE, OUTPUT, OUTPUT_TABLE = "length", "table", "output", "output table"
+ROLES = {
+    (DRAFT_EXTEND, "extend_seq_lens"): LENGTH,
+    (DRAFT_EXTEND, "seq_lens"): LENGTH,
+    (REPLAY, "seq_lens"): LENGTH,
+    (REPLAY, "extend_seq_lens"): LENGTH,
+    (REPLAY, "req_pool_indices"): LENGTH,
+    (REPLAY, "req_to_token"): TABLE,
+}
+for op, shapes in OUTPUT_SHAPES.items():
+    ROLES |= {(op, name): OUTPUT if len(shape) == 1 else OUTPUT_TABLE for name, shape in shapes.items()}
+
+
+class Unwilling:
+    def __dlpack__(self, **_):
+        raise RuntimeError("not today")
+
+    def __dlpack_device__(self):
+        return 1, 0
+
+
+def numpy_zeros(dtype):
+    """Zeros of the rank that the role needs."""
+    return lambda shape, device: np.zeros(shape, dtype)
+
+
+def fake(shape, _):
+    with FakeTensorMode():
+        return torch.zeros(shape, dtype=torch.int32)
+
+
+def misaligned(shape, _):
+    words = np.zeros(4 * int(np.prod(shape)) + 4, np.uint8)
+    return words[1:-3].view(np.int32).reshape(shape)
+
+
+def read_only(shape, _):
+    memory = np.zeros(shape, np.int32)
+    memory.flags.writeable = False
+    return memory
+
+
+def last_stride_2(shape, device):
+    return torch.zeros((*shape[:-1], 2 * shape[-1]), dtype=torch.int32, device=device)[..., ::2]
+
+
+ANY = (LENGTH, TABLE, OUTPUT, OUTPUT_TABLE)
+NOT_AN_ARRAY = "must be an array that exports DLPack"
+MUST_BE = dict.fromkeys((TABLE, OUTPUT, OUTPUT_TABLE), "must be int32") | {LENGTH: "must be int32 or int64"}
+DTYPES = [np.float32, np.float64, np.float16, np.bool_, np.int8, np.int16, np.uint8, np.uint32, np.uint64, np.complex64]
+KINDS = {
+    "list": (ANY, lambda shape, device: [1, 2], f"is a list, {NOT_AN_ARRAY}"),
+    "int": (ANY, lambda shape, device: 7, f"is a int, {NOT_AN_ARRAY}"),
+    "str": (ANY, lambda shape, device: "lengths", f"is a str, {NOT_AN_ARRAY}"),
+    "object that does not export": (
+        ANY,
+        lambda shape, device: Unwilling(),
+        f"is a test_arguments.Unwilling, {NOT_AN_ARRAY}",
+    ),
+    "numpy objects": (ANY, numpy_zeros(object), f"is a ndarray, {NOT_AN_ARRAY}"),
+    "other byte order": (ANY, numpy_zeros(">i4"), f"is a ndarray, {NOT_AN_ARRAY}"),
+    "numpy scalar as input": ((LENGTH, TABLE), lambda shape, device: np.int32(3), "has 0 dimensions, must have {rank}"),
+    "numpy scalar as output": (
+        (OUTPUT, OUTPUT_TABLE),
+        lambda shape, device: np.int32(3),
+        "is read-only, must be writable",
+    ),
+    "bfloat16": (ANY, lambda shape, device: torch.zeros(shape, dtype=torch.bfloat16), "has dtype bfloat16, {must_be}"),
+    "int64": ((TABLE, OUTPUT, OUTPUT_TABLE), numpy_zeros(np.int64), "has dtype int64, {must_be}"),
+    "no dimension": (
+        ANY,
+        lambda shape, device: torch.tensor(1, dtype=torch.int32),
+        "has 0 dimensions, must have {rank}",
+    ),
+    "a dimension more": (
+        ANY,
+        lambda shape, device: np.zeros((*shape, 2), np.int32),
+        "has {more} dimensions, must have {rank}",
+    ),
+    "misaligned": (ANY, misaligned, "starts at an address that is not a multiple of its element size, must be aligned"),
+    "fake tensor": (ANY, fake, "has no memory, as a fake or meta tensor, must be a real array"),
+    "read-only": ((OUTPUT, OUTPUT_TABLE), read_only, "is read-only, must be writable"),
+    "buffer": ((OUTPUT,), lambda shape, device: array.array("q", [1]), "has dtype int64, must be int32"),
+    "negative stride": (
+        (LENGTH,),
+        lambda shape, device: np.zeros(9, np.int32)[::-1],
+        "has stride -1, must have a positive one",
+    ),
+    "stride zero": (
+        (LENGTH,),
+        lambda shape, device: torch.zeros(1, dtype=torch.int32, device=device).expand(2),
+        "has stride 0, must have a positive one",
+    ),
+    "strided output": (
+        (OUTPUT,),
+        lambda shape, device: last_stride_2((9,), device),
+        "has stride 2, must be contiguous",
+    ),
+    "output of one repeated element": (
+        (OUTPUT,),
+        lambda shape, device: torch.zeros(1, dtype=torch.int32, device=device).expand(9),
+        "has stride 0, must be contiguous",
+    ),
+    "strided rows": (
+        (TABLE, OUTPUT_TABLE),
+        last_stride_2,
+        "has stride 2 in its last dimension, must be contiguous there",
+    ),
+    "one row for all": (
+        (OUTPUT_TABLE,),
+        lambda shape, device: torch.zeros((1, 9), dtype=torch.int32, device=device).expand(9, 9),
+        "has row stride 0, must be at least 9",
+    ),
+    "rows that overlap": (
+        (OUTPUT_TABLE,),
+        lambda shape, device: torch.zeros(99, dtype=torch.int32, device=device).as_strided((9, 9), (8, 1)),
+        "has row stride 8, must be at least 9",
+    ),
+} | {
+    np.dtype(dtype).name: (ANY, numpy_zeros(dtype), f"has dtype {np.dtype(dtype).name}, {{must_be}}")
+    for dtype in DTYPES
+}
+
+
+@pytest.mark.parametrize(
+    ("op", "name", "kind"),
+    [(*key, kind) for key, role in ROLES.items() for kind, (roles, _, _) in KINDS.items() if role in roles],
+)
+def test_an_array_that_does_not_fit(device, op, name, kind):
+    if (device, kind) == ("cuda", "negative stride"):
+        pytest.skip("torch has no negative strides")
+    role = ROLES[op, name]
+    _, make, message = KINDS[kind]
+    rank = 2 if role in (TABLE, OUTPUT_TABLE) else 1
+    message = message.format(must_be=MUST_BE[role], rank=rank, more=rank + 1)
+    shape = OUTPUT_SHAPES[op].get(name, (2, 8)[:rank])
+    check_refusal(op, device, TypeError, f"{name} {message}", **{name: make(shape, device)})
+
+
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [
+        (DRAFT_EXTEND, "extend_seq_lens"),
+        (DRAFT_EXTEND, "seq_lens"),
+        (DRAFT_EXTEND, "out_seqlens_expanded"),
+        (DRAFT_EXTEND, "out_nsa_cache_seqlens"),
+        (REPLAY, "seq_lens"),
+    ],
+)
+def test_a_needed_array_that_is_none(device, op, name):
+    check_refusal(op, device, TypeError, f"{name} is a NoneType, {NOT_AN_ARRAY}", **{name: None})
+
+
+def test_one_dimensional_tables(device):
+    flat = torch.zeros(8, dtype=torch.int32)
+    for name in ("req_to_token", "page_table", "real_page_table", "ctx_lens_2d"):
+        check_refusal(REPLAY, device, TypeError, f"{name} has 1 dimensions, must have 2", **{name: flat})
+
+
+def test_meta_tensors(device):
+    meta = torch.zeros(2, dtype=torch.int32, device="meta")
+    for op, name in ((DRAFT_EXTEND, "seq_lens"), (REPLAY, "seq_lens")):
+        arguments, outputs = valid_arguments(op, device)
+        with pytest.raises(TypeError, match=f"^{op}: {name} "):
+            CALLS[op][0](**arguments | {name: meta})
+        for output in outputs.values():
+            output.check([] if len(output.array.shape) == 1 else [[]], name)
+
+
+# Numbers, words, sizes and devices.
+
+NUMBERS = {
+    "float": (TypeError, 1.5, "is a float, must be an int"),
+    "str": (TypeError, "1", "is a str, must be an int"),
+    "list": (TypeError, [1], "is a list, must be an int"),
+    "too large": (ValueError, 2**63, f"is {2**63}, must fit in 64 bits"),
+    "too small": (ValueError, -(2**70), f"is {-(2**70)}, must fit in 64 bits"),
+}
+NUMBER_NAMES = [
+    (DRAFT_EXTEND, "nsa_index_topk"),
+    (REPLAY, "nsa_index_topk"),
+    (REPLAY, "num_draft_tokens"),
+    (REPLAY, "page_size"),
+]
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+@pytest.mark.parametrize(("op", "name"), NUMBER_NAMES)
+def test_a_number_that_is_no_int(device, op, name, kind):
+    exception, value, message = NUMBERS[kind]
+    check_refusal(op, device, exception, f"{name} {message}", **{name: value})
+
+
+def ints(*values):
+    return lambda device: lengths(list(values), device=device)
+
+
+def words(*shape):
+    return lambda device: torch.zeros(shape, dtype=torch.int32, device=device)
+
+
+RAGGED = {"extend_seq_lens": ints(2, 3), "ctx_lens_2d": None}
+VERIFY, DECODE = {"mode": "target_verify"}, {"mode": "decode", "ctx_lens_2d": None}
+VALUES = [
+    (DRAFT_EXTEND, "nsa_index_topk is -1, must be at least 0", {"nsa_index_topk": -1}),
+    (DRAFT_EXTEND, "seq_lens has 1 elements, must have as many as extend_seq_lens (2)", {"seq_lens": ints(1)}),
+    (DRAFT_EXTEND, "seq_lens has 2 elements, must have as many as extend_seq_lens (0)", {"extend_seq_lens": ints()}),
+    (DRAFT_EXTEND, "out_num_tokens has 0 elements, must have at least 1", {"out_num_tokens": words(0)}),
+    (DRAFT_EXTEND, "variant is 'fast', must be one of 'optimized', 'adaptive', 'basic'", {"variant": "fast"}),
+    (DRAFT_EXTEND, "variant is 'Basic', must be one of 'optimized', 'adaptive', 'basic'", {"variant": "Basic"}),
+    (DRAFT_EXTEND, "variant is '', must be one of 'optimized', 'adaptive', 'basic'", {"variant": ""}),
+    (REPLAY, "mode is 'verify', must be one of 'decode', 'target_verify', 'draft_extend'", {"mode": "verify"}),
+    (REPLAY, "mode is 'DECODE', must be one of 'decode', 'target_verify', 'draft_extend'", {"mode": "DECODE"}),
+    (REPLAY, "nsa_index_topk is -5, must be at least 0", {"nsa_index_topk": -5}),
+    (REPLAY, "num_draft_tokens is -1, must be at least 0", {"num_draft_tokens": -1}),
+    (REPLAY, "num_draft_tokens is -1, must be at least 0", {"num_draft_tokens": -1} | VERIFY),
+    (REPLAY, f"num_draft_tokens is {2**31}, must be at most {2**31 - 1}", {"num_draft_tokens": 2**31}),
+    (REPLAY, "num_draft_tokens is absent in mode target_verify, must be given", {"num_draft_tokens": None} | VERIFY),
+    (REPLAY, "num_draft_tokens is absent in mode draft_extend, must be given", {"num_draft_tokens": None}),
+    (REPLAY, f"page_size is 0, must be from 1 to {2**31 - 1}", {"page_size": 0}),
+    (REPLAY, f"page_size is -64, must be from 1 to {2**31 - 1}", {"page_size": -64}),
+    (REPLAY, f"page_size is {2**31}, must be from 1 to {2**31 - 1}", {"page_size": 2**31}),
+    (REPLAY, "extend_seq_lens is given in mode decode, must be absent", RAGGED | {"mode": "decode"}),
+    (REPLAY, "extend_seq_lens is given in mode target_verify, must be absent", RAGGED | VERIFY),
+    (REPLAY, "ctx_lens_2d is given in mode decode, must be absent", {"mode": "decode"}),
+    (REPLAY, "ctx_lens_2d is given with extend_seq_lens, must be absent", {"extend_seq_lens": ints(2, 3)}),
+    (
+        REPLAY,
+        "extend_seq_lens has 3 elements, must have as many as seq_lens (2)",
+        RAGGED | {"extend_seq_lens": ints(1, 2, 3)},
+    ),
+    (REPLAY, "req_pool_indices has 1 elements, must have as many as seq_lens (2)", {"req_pool_indices": ints(1)}),
+    (REPLAY, "req_pool_indices is absent, must be given with page_table", {"req_pool_indices": None}),
+    (REPLAY, "req_to_token is absent, must be given with page_table", {"req_to_token": None}),
+    (
+        REPLAY,
+        "req_to_token is absent, must be given with real_page_table",
+        {"req_to_token": None, "page_table": None},
+    ),
+    (
+        REPLAY,
+        "req_pool_indices is absent, must be given with real_page_table",
+        {"req_pool_indices": None, "page_table": None},
+    ),
+    (REPLAY, "cache_seqlens has 1 elements, must have at least 2", {"cache_seqlens": words(1)}),
+    (REPLAY, "cu_seqlens_k has 2 elements, must have at least 3", {"cu_seqlens_k": words(2)}),
+    (REPLAY, "cu_seqlens_k has 0 elements, must have at least 3", RAGGED | {"cu_seqlens_k": words(0)}),
+    (REPLAY, "num_tokens has 0 elements, must have at least 1", {"num_tokens": words(0)}),
+    (REPLAY, "seqlens_expanded has 5 elements, must have at least 6", {"seqlens_expanded": words(5)}),
+    (REPLAY, "nsa_cache_seqlens has 5 elements, must have at least 6", {"nsa_cache_seqlens": words(5)}),
+    (REPLAY, "nsa_cu_seqlens_k has 6 elements, must have at least 7", {"nsa_cu_seqlens_k": words(6)}),
+    (REPLAY, "seqlens_expanded has 0 elements, must have at least 6", {"seqlens_expanded": words(0)} | VERIFY),
+    (REPLAY, "seqlens_expanded has 1 elements, must have at least 2", {"seqlens_expanded": words(1)} | DECODE),
+    (REPLAY, "nsa_cu_seqlens_k has 2 elements, must have at least 3", {"nsa_cu_seqlens_k": words(2)} | DECODE),
+    (REPLAY, "ctx_lens_2d has shape [1, 3], must be at least [2, 3]", {"ctx_lens_2d": words(1, 3)}),
+    (REPLAY, "ctx_lens_2d has shape [2, 2], must be at least [2, 3]", {"ctx_lens_2d": words(2, 2)} | VERIFY),
+]
+
+
+@pytest.mark.parametrize(("op", "message", "changes"), VALUES, ids=[message for _, message, _ in VALUES])
+def test_values_that_do_not_fit(device, op, message, changes):
+    check_refusal(op, device, ValueError, message, **changes)
+
+
+@pytest.mark.parametrize("value", [0, 1.5, ["basic"], b"basic"], ids=repr)
+def test_words_that_are_no_str(device, value):
+    kind = type(value).__name__
+    check_refusal(DRAFT_EXTEND, device, TypeError, f"variant is a {kind}, must be a str", variant=value)
+    check_refusal(REPLAY, device, TypeError, f"mode is a {kind}, must be a str", mode=value)
+
+
+@pytest.mark.parametrize(("op", "name"), ROLES)
+@pytest.mark.cuda
+def test_arrays_on_two_devices(device, op, name):
+    first = next(iter(valid_arguments(op, device)[0].values()))
+    arguments, outputs = valid_arguments(op, device)
+    stray = {name: (arguments.get(name, first)).cpu()}
+    with pytest.raises(ValueError, match=rf"^{op}: \w+ is on (cpu|cuda:0), must be on (cpu|cuda:0) like \w+$"):
+        CALLS[op][0](**arguments | stray)
+    for output in outputs.values():
+        output.check([] if len(output.array.shape) == 1 else [[]], name)
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_names_that_no_argument_has(op):
+    for call in CALLS[op]:
+        arguments, outputs = valid_arguments(op, "cpu")
+        with pytest.raises(TypeError):
+            call(**arguments, no_such_argument=1)
+        with pytest.raises(TypeError):
+            call()
+        for name, output in outputs.items():
+            output.check([] if len(output.array.shape) == 1 else [[]], name)
+
+
+def test_cuda_arrays_given_to_a_build_without_cuda():
+    if nsa_kernel.get_kernel_info()["cuda_version"] or not torch.cuda.is_available():
+        pytest.skip("needs a GPU and a build without CUDA")
+    for op, calls in CALLS.items():
+        arguments, _ = valid_arguments(op, "cuda")
+        with pytest.raises(nsa_kernel.CudaError, match=f"^{op}: the arrays are on a CUDA device, must be on the CPU"):
+            calls[0](**arguments)

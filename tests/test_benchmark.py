@@ -1,0 +1,437 @@
+"""The benchmarks' own arithmetic and checks, and where the README's numbers come from."""
+
+import contextlib
+import gc
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from nsa_kernel import benchmark
+from nsa_kernel.benchmark import Spread
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import cases  # noqa: E402
+import compare  # noqa: E402
+import limits  # noqa: E402
+import measure  # noqa: E402
+import parts  # noqa: E402
+import peers  # noqa: E402
+import readme  # noqa: E402
+import results  # noqa: E402
+import server  # noqa: E402
+from measure import Record  # noqa: E402
+from peers import names  # noqa: E402
+
+# ---- taking times ----------------------------------------------------------------------------------------------------
+
+
+def test_spread_is_median_and_quarter_points():
+    assert benchmark.spread([5.0, 1.0, 2.0, 4.0, 3.0]) == Spread(3.0, 2.0, 4.0, 5)
+    assert benchmark.spread([7.0]) == Spread(7.0, 7.0, 7.0, 1)
+
+
+def test_rows_take_turns_with_the_collector_off():
+    order = []
+
+    def timer(name):
+        def sample():
+            order.append((name, gc.isenabled()))
+            return float(len(order))
+
+        return sample
+
+    found = benchmark.interleave({"a": timer("a"), "b": timer("b")}, rounds=3)
+    assert order == [("a", False), ("b", False)] * 3
+    assert gc.isenabled()
+    assert found["a"].median == 3.0
+    assert found["b"].median == 4.0
+
+
+@pytest.mark.parametrize(("call_us", "calls"), [(0.0, 50), (1.0, 50), (100.0, 10), (999.0, 2), (5000.0, 1)])
+def test_a_batch_has_a_bounded_length(call_us, calls):
+    assert benchmark.batch_size(call_us, 1000.0, 50) == calls
+
+
+def test_host_time_leaves_the_wait_out_and_done_time_does_not():
+    waits = []
+    host = benchmark.host_timer(lambda: None, lambda: waits.append(1))
+    waits.clear()
+    assert host() > 0
+    assert len(waits) == 1
+    done = benchmark.done_timer(lambda: None, lambda: waits.append(1))
+    waits.clear()
+    assert done() > 0
+    assert len(waits) > 1
+
+
+class FakeTorch:
+    """Graphs of which every node takes two microseconds."""
+
+    def __init__(self):
+        self.captured = []
+        self.clock_ms = 0.0
+        fake = self
+
+        class Graph:
+            def capture_begin(self, **_options):
+                fake.captured.clear()
+
+            def capture_end(self):
+                self.nodes = len(fake.captured)
+
+            def replay(self):
+                fake.clock_ms += self.nodes * 2e-3
+
+        class Event:
+            def record(self):
+                self.at = fake.clock_ms
+
+            def synchronize(self):
+                pass
+
+            def elapsed_time(self, end):
+                return end.at - self.at
+
+        stream = SimpleNamespace(wait_stream=lambda other: None)
+        self.cuda = SimpleNamespace(
+            CUDAGraph=Graph,
+            Event=lambda **_options: Event(),
+            Stream=lambda: stream,
+            current_stream=lambda: stream,
+            stream=lambda side: contextlib.nullcontext(),
+        )
+
+
+def test_device_time_is_that_of_one_node_and_the_sets_take_turns():
+    torch = FakeTorch()
+    calls = [lambda name=name: torch.captured.append(name) for name in "abc"]
+    assert benchmark.device_timer(torch, calls)() == pytest.approx(2.0)
+    assert torch.captured[:4] == ["a", "b", "c", "a"]
+    assert len(torch.captured) % 3 == 0
+    assert 300 <= len(torch.captured) <= benchmark.GRAPH_NODES
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_quick_table(as_json, capsys):
+    assert benchmark.main(["--device", "cpu", "--rounds", "1", *(["--json"] if as_json else [])]) == 0
+    printed = capsys.readouterr().out
+    if as_json:
+        assert len(json.loads(printed)["cases"]) == len(benchmark.BATCH_SIZES) + 1
+    else:
+        assert "plan.run" in printed
+
+
+def test_differences_carry_both_spreads():
+    assert parts.difference(Spread(10, 8, 14, 5), Spread(4, 0, 8, 3)) == Spread(6, 1, 11, 3)
+    assert parts.scaled(Spread(2, 1, 3, 5), 5) == Spread(10, 5, 15, 5)
+
+
+# ---- checking before timing ------------------------------------------------------------------------------------------
+
+REPLAY_CASES = [
+    cases.ReplayCase("draft_extend", 5, 4, 300, 512),
+    cases.ReplayCase("draft_extend", 5, 4, 300, 512, ragged=True),
+    cases.ReplayCase("draft_extend", 5, 4, 300, 500, compact=True),
+    cases.ReplayCase("draft_extend", 5, 4, 512, 512, skewed=True),
+    cases.ReplayCase("decode", 5, 1, 300, 512),
+    cases.ReplayCase("target_verify", 5, 4, 300, 512),
+]
+CASES = [cases.DraftExtendCase(1), cases.DraftExtendCase(40), *REPLAY_CASES]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.op} {case.name}")
+def test_every_row_of_the_cpu_is_right(case):
+    rows, missing = peers.rows(case.op, "cpu")
+    records = measure.Bench("cpu", rounds=1).measure("part", case, rows)
+    for record in records:
+        assert record.status == measure.OK or record.note
+        assert record.status in (measure.OK, measure.SKIPPED), record.note
+        assert (record.host is not None) == (record.status == measure.OK)
+    assert "sglang kernels: skipped, it needs a GPU" in missing
+
+
+def spoiled(case, spoil):
+    """Returns what the check says once `spoil` has changed right outputs."""
+    (buffers,) = measure.SETS[case.op](case, "cpu")
+    (row,) = [row for row in peers.rows(case.op, "cpu")[0] if row.name in (names.PLAN, names.REPLAY_PLAN)]
+    buffers.poison()
+    row.bind(buffers)()
+    assert buffers.wrong(exact=True) is None
+    spoil(buffers)
+    return buffers.wrong(exact=True)
+
+
+def test_a_wrong_length_is_found():
+    def spoil(buffers):
+        buffers.out_nsa_cache_seqlens[3] += 1
+
+    assert "out_nsa_cache_seqlens[3]" in spoiled(cases.DraftExtendCase(40), spoil)
+
+
+def test_a_write_past_the_tokens_is_found():
+    def spoil(buffers):
+        buffers.out_seqlens_expanded[buffers.total] = 5
+
+    assert f"[0] is 5, must be {cases.POISON}" in spoiled(cases.DraftExtendCase(40), spoil)
+
+
+@pytest.mark.parametrize("case", REPLAY_CASES, ids=lambda case: case.name)
+def test_every_spoiled_output_is_found(case):
+    for name in cases.replay_shapes(case):
+
+        def spoil(buffers, name=name):
+            buffers.outputs[name].view(-1)[0] += 1
+
+        assert name in spoiled(case, spoil)
+
+
+@pytest.mark.parametrize("name", ["page_table", "real_page_table"])
+def test_a_table_written_past_its_live_prefix_is_found(name):
+    def spoil(buffers):
+        buffers.outputs[name][-1, -1] = 0
+
+    assert name in spoiled(REPLAY_CASES[0], spoil)
+
+
+def test_a_row_past_the_tokens_is_found():
+    def spoil(buffers):
+        assert buffers.total < buffers.case.rows
+        buffers.outputs["page_table"][buffers.total, 0] = 0
+
+    assert "must be left alone" in spoiled(REPLAY_CASES[1], spoil)
+
+
+def test_wrong_and_failing_rows_are_told_and_not_timed():
+    def fails(_buffers):
+        raise RuntimeError("no such kernel")
+
+    rows = [
+        peers.Row("idle", peers.PEER, lambda buffers: int),
+        peers.Row("fails", peers.PEER, fails),
+        peers.Row("unfit", peers.PEER, fails, unfit=lambda case: "too large"),
+    ]
+    told = []
+    bench = measure.Bench("cpu", rounds=1, on_wrong=told.append)
+    records = bench.measure("part", cases.DraftExtendCase(2), rows)
+    assert [record.status for record in records] == [measure.WRONG, measure.FAILED, measure.SKIPPED]
+    assert all(record.host is None and record.done is None for record in records)
+    assert "must be" in records[0].note
+    assert records[1].note == "RuntimeError: no such kernel"
+    assert len(told) == 2
+
+
+def test_a_wrong_count_is_found():
+    def bind(buffers):
+        buffers.out_seqlens_expanded[: buffers.total] = buffers.expected.int()
+        buffers.out_nsa_cache_seqlens[: buffers.total] = buffers.expected.clamp(max=cases.TOPK).int()
+        return lambda: buffers.total + 1
+
+    row = peers.Row("miscounts", peers.PEER, bind, returns_count=True)
+    _, _, wrong = measure.run_checked(row, cases.draft_extend_sets(cases.DraftExtendCase(3), "cpu"), int)
+    assert "returned" in wrong
+
+
+def test_bytes_count_live_entries_read_once_and_written_to_every_row():
+    case = cases.ReplayCase("draft_extend", 1, 4, 128, 256)
+    (buffers,) = cases.replay_sets(case, "cpu")
+    kv = int(buffers.expected["cache_seqlens"][0])
+    pages = -(-kv // cases.PAGE_SIZE)
+    assert buffers.bytes_read == 16 + 4 * kv
+    assert buffers.bytes_written == 4 * (1 + 2 + 4 + 5 + 4 + 4 * kv + 4 * pages)
+
+
+def test_compact_reads_a_sector_a_page():
+    (buffers,) = cases.replay_sets(cases.ReplayCase("draft_extend", 1, 4, 128, 256, compact=True), "cpu")
+    pages = -(-int(buffers.expected["cache_seqlens"][0]) // cases.PAGE_SIZE)
+    assert buffers.bytes_read == 16 + cases.SECTOR * pages
+
+
+def test_the_grid_holds_every_kind():
+    grid = list(cases.replay_grid())
+    assert len(grid) == 8 * 3 + 3 * 2 + 1
+    assert len({case.name for case in grid}) == len(grid)
+    assert len(list(parts.parity_cases())) * parts.PARITY_DRAWS >= limits.PARITY_CONFIGURATIONS
+
+
+# ---- judging ---------------------------------------------------------------------------------------------------------
+
+
+def record(part, case, row, group=peers.OURS, host=None, device=None, shape=None, **rest):
+    def around(median):
+        return None if median is None else Spread(median, round(median * 0.99, 3), round(median * 1.01, 3), 9)
+
+    return Record(part, case, shape or {"bs": 1}, row, group, host=around(host), device=around(device), **rest)
+
+
+def limit(records, beginning):
+    (found,) = [limit for limit in limits.limits(records) if limit.name.startswith(beginning)]
+    return found
+
+
+def test_nothing_measured_is_neither_pass_nor_fail():
+    verdicts = {found.name: found.verdict for found in limits.limits([])}
+    assert verdicts.pop("rows that are wrong or failed") == "PASS"
+    assert set(verdicts.values()) == {"not measured"}
+
+
+@pytest.mark.parametrize(("call_us", "verdict"), [(4.9, "PASS"), (5.1, "FAIL")])
+def test_host_limit_is_a_ratio_to_the_launch_of_the_same_case(call_us, verdict):
+    records = [
+        record("draft_extend", "bs 1", names.CALL, host=call_us),
+        record("draft_extend", "bs 1", names.LAUNCH, peers.FLOOR, host=4.0),
+        record("draft_extend", "bs 4", names.CALL, host=1.0),
+    ]
+    found = limit(records, "never-waiting call")
+    assert found.verdict == verdict
+    assert found.worst == ("bs 1", pytest.approx(call_us / 4.0))
+    assert list(found.values) == ["bs 1"]
+
+
+def test_device_limits_depend_on_the_batch_size():
+    records = []
+    for bs, device in ((128, 1.5), (512, 9.0), (1000, 2.4)):
+        shape = {"bs": bs}
+        records.append(record("draft_extend", f"bs {bs}", names.PLAN, device=device, shape=shape))
+        records.append(record("draft_extend", f"bs {bs}", names.NODE, peers.FLOOR, device=1.0, shape=shape))
+    assert limit(records, "in a graph / empty node, up to 128").verdict == "PASS"
+    assert limit(records, "in a graph / empty node, 1000").verdict == "PASS"
+
+
+def replay_records(case, ours, sglang, copy, moved, shape):
+    times = {names.REPLAY_PLAN: ours, names.SGLANG_FUSED: sglang, names.COPY: copy}
+    return [record("replay", case, row, device=us, shape=shape, bytes_written=moved) for row, us in times.items()]
+
+
+def test_replay_limits():
+    records = [
+        *replay_records("small", 2.0, 8.0, 1.0, 1_000_000, {"bs": 8}),
+        *replay_records("large", 10.5, 420.0, 10.0, 20_000_000, {"bs": 64}),
+        *replay_records("skewed", 12.5, 100.0, 10.0, 20_000_000, {"bs": 128, "skewed": True}),
+    ]
+    assert limit(records, "replay / SGLang, device, over all").values == {
+        "geometric mean": pytest.approx(0.0921, abs=1e-4)
+    }
+    assert limit(records, "replay / copy, where 2 MB").values == {"large": pytest.approx(1.05)}
+    assert limit(records, "replay / copy, skewed").values == {"skewed": pytest.approx(1.25)}
+    assert {found.verdict for found in limits.limits(records)} == {"PASS", "not measured"}
+    slower = [*records, *replay_records("slower", 8.1, 8.0, 1.0, 1_000_000, {"bs": 9})]
+    assert limit(slower, "replay / SGLang, device, each").failing == {"slower": pytest.approx(1.0125)}
+
+
+def test_wrong_rows_and_slow_first_calls_and_missing_parity_fail():
+    records = [
+        record("replay", "a", names.REPLAY_PLAN, first_call=6000.0, status=measure.WRONG),
+        record("parity", "a", names.SGLANG_FUSED, peers.PEER, configurations=299),
+    ]
+    assert limit(records, "rows that are wrong").verdict == "FAIL"
+    assert limit(records, "first call").verdict == "FAIL"
+    assert limit(records, "configurations short").worst == ("parity", 1.0)
+    assert limit([*records, *records[1:]], "configurations short").verdict == "PASS"
+
+
+def test_cost_of_calls_for_a_server():
+    assert server.cost(100, 54.0) == (pytest.approx(5.4), pytest.approx(0.0054))
+    assert server.cost(1000, 54.0) == (pytest.approx(54.0), pytest.approx(0.054))
+
+
+@pytest.mark.parametrize(
+    ("after", "changed"),
+    [
+        (Spread(10.5, 10.2, 10.8, 9), False),  # the ranges meet
+        (Spread(11.0, 10.7, 11.3, 9), True),
+        (Spread(9.0, 8.8, 9.2, 9), True),
+        (Spread(10.1, 10.61, 10.7, 9), False),  # too small to tell
+    ],
+)
+def test_a_change_is_beyond_both_spreads(after, changed):
+    assert compare.apart(Spread(10.0, 9.5, 10.6, 9), after, at_least=0.02) == changed
+
+
+def test_compare_matches_rows_by_part_case_and_row():
+    before = [record("draft_extend", "bs 1", "a", host=10.0), record("draft_extend", "bs 1", "gone", host=1.0)]
+    after = [record("draft_extend", "bs 1", "a", host=20.0, device=3.0), record("draft_extend", "bs 2", "a", host=9.0)]
+    (change,) = compare.changes(before, after, 0.02)
+    assert change.key == ("draft_extend", "bs 1", "a")
+    assert change.column == "host"
+    assert change.factor == pytest.approx(2.0)
+    assert compare.compared_times(before, after) == 1
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+ENVIRONMENT = {"gpu": "A GPU", "driver": "1.2", "cuda": "13.0", "torch": "2.11", "date": "2026-01-02"}
+
+
+def some_results():
+    records = [
+        record("draft_extend", "bs 32", names.PLAN, host=4.25, device=1.5),
+        record("draft_extend", "bs 32", names.PYTHON_LOOP, peers.PEER, host=1476.0),
+        *replay_records("draft_extend uniform 32 x 4, kv 4096, width 4096", 1.7, 2.8, 1.6, 1, {"bs": 32}),
+    ]
+    return results.Results(ENVIRONMENT, {"rounds": 9}, ["a peer: skipped, not here"], records)
+
+
+def test_results_come_back_from_their_file(tmp_path):
+    results.save(some_results(), tmp_path / "results.json")
+    assert results.load(tmp_path / "results.json") == some_results()
+
+
+def test_a_file_of_another_format_is_refused(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text('{"format": 0}')
+    with pytest.raises(ValueError, match="format is 0, must be 1"):
+        results.load(path)
+
+
+def test_readme_block_replaces_the_block_that_is_there():
+    block = readme.readme_block(some_results(), "benchmarks/results/a-gpu/results.json")
+    assert "| `DraftExtendPlan.run` | - | 4.2 | - | - |" in block
+    assert "| Python loop | - | 1,476 | - | - |" in block
+    assert "| 32 x 4, kv 4096, width 4096 | 1.7 | 2.8 | 1.6 |" in block
+    assert "(benchmarks/results/a-gpu/scaling_bs.svg)" in block
+    text = f"before\n<!-- measured -->\n{readme.END}\nafter 5 us\n"
+    once = readme.with_block(text, block)
+    assert once == f"before\n{block}\nafter 5 us\n"
+    assert readme.with_block(once, block) == once
+    assert readme.BLOCK.search(once)["source"] == "benchmarks/results/a-gpu/results.json"
+    assert readme.measured_numbers(once) == ["5 us"]
+    with pytest.raises(ValueError, match="no place"):
+        readme.with_block("no markers", block)
+
+
+def test_every_measured_number_of_the_readme_comes_from_a_committed_file():
+    path = ROOT / "README.md"
+    text = path.read_text() if path.exists() else ""
+    assert readme.measured_numbers(text) == []
+    files = [file for file in ROOT.glob("benchmarks/results/*/results.json") if results.load(file).environment["gpu"]]
+    block = readme.BLOCK.search(text)
+    if not files:
+        assert block is None or not block["body"]
+        return
+    assert block is not None, f"write it with `bench.py readme {files[0].relative_to(ROOT)} --write README.md`"
+    assert block[0] == readme.readme_block(results.load(ROOT / block["source"]), block["source"])
+    for link in (block["source"], Path(block["source"]).with_name(readme.README_PLOT)):
+        assert (ROOT / link).exists()
+
+
+TOOLS = ("rich", "matplotlib")
+
+
+@pytest.mark.skipif(any(importlib.util.find_spec(tool) is None for tool in TOOLS), reason="needs rich and matplotlib")
+def test_bench_runs_on_the_cpu(tmp_path):
+    def bench(*arguments):
+        command = [sys.executable, ROOT / "benchmarks" / "bench.py", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    run = ["--device", "cpu", "--only", "host,breakdown", "--rounds", "2", "--out", tmp_path]
+    assert "five torch arrays" in bench("run", *run)
+    path = tmp_path / "partial.json"
+    assert results.load(path).settings["parts"] == ["host", "breakdown"]
+    assert "whole call" in bench("show", path)
+    assert "0 of" in bench("compare", path, path)

@@ -1,0 +1,172 @@
+"""CUDA graphs: what can be captured, and what refuses to be."""
+
+import subprocess
+import sys
+import textwrap
+
+import nsa_kernel
+import pytest
+import torch
+from memory import POISON, lengths
+from reference import draft_extend, replay
+
+pytestmark = pytest.mark.cuda
+VARIANTS = ["basic", "adaptive", "optimized"]
+
+FIRST_CALL = """
+    import torch, nsa_kernel
+
+    q, k, s, indices = (torch.tensor(v, device="cuda") for v in ([2, 3], [10, 15], [4, 5], [1, 0]))
+    outs = [torch.full((5,), -1, dtype=torch.int32, device="cuda") for _ in range(2)]
+    pool = torch.arange(16, dtype=torch.int32, device="cuda").reshape(2, 8)
+    table = torch.full((2, 8), -1, dtype=torch.int32, device="cuda")
+    call = lambda: {call}
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    assert outs[0].tolist() == [-1] * 5 and table.tolist() == [[-1] * 8] * 2, "the capture ran the work"
+    graph.replay()
+    print(outs[0].tolist() if {draft_extend} else table.tolist())
+"""
+FIRST_CALLS = {
+    **{
+        f"draft_extend {variant}": f"nsa_kernel.fill_draft_extend_metadata(q, k, 12, *outs, variant='{variant}')"
+        for variant in VARIANTS
+    },
+    **{
+        f"direct {variant}": f"nsa_kernel.fill_draft_extend_metadata_cuda_{variant}(q, k, 12, *outs)"
+        for variant in VARIANTS
+    },
+    # The workspace lives in the plan, so the plan must outlive the graph.
+    "plan basic": "globals().update(p=nsa_kernel.DraftExtendPlan(q, k, 12, *outs, variant='basic')) or p.run()",
+    "plan optimized": "nsa_kernel.DraftExtendPlan(q, k, 12, *outs).run()",
+    "replay": "nsa_kernel.fill_replay_metadata('decode', seq_lens=s, nsa_index_topk=7, req_pool_indices=indices, "
+    "req_to_token=pool, page_table=table)",
+}
+
+
+@pytest.mark.parametrize("name", FIRST_CALLS)
+def test_the_first_call_of_a_process_may_be_captured(device, name):
+    of_draft_extend = name != "replay"
+    code = textwrap.dedent(FIRST_CALL).format(call=FIRST_CALLS[name], draft_extend=of_draft_extend)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [[8, 9, 10, 11, -1, -1, -1, -1], [0, 1, 2, 3, 4, -1, -1, -1]]
+    assert done.stdout.strip() == str([9, 10, 13, 14, 15] if of_draft_extend else rows)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("by_plan", [False, True])
+@pytest.mark.parametrize("bs", [0, 1, 16, 17, 1000, 5000])
+def test_a_replay_follows_inputs_that_changed_in_place(device, variant, by_plan, bs):
+    q, k = lengths([2] * bs, device=device), lengths([9] * bs, device=device)
+    outputs = [torch.full((size,), POISON, dtype=torch.int32, device=device) for size in (4 * bs, 4 * bs, 1)]
+    plan = nsa_kernel.DraftExtendPlan(q, k, 7, *outputs, variant=variant)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        if by_plan:
+            plan.run()
+        else:
+            nsa_kernel.fill_draft_extend_metadata(q, k, 7, *outputs, variant=variant)
+    for step in range(4):
+        counts, kv = [(b * step) % 5 for b in range(bs)], [step + b % 40 for b in range(bs)]
+        q.copy_(torch.tensor(counts, dtype=torch.int32))
+        k.copy_(torch.tensor(kv, dtype=torch.int32))
+        for output in outputs:
+            output.fill_(POISON)
+        graph.replay()
+        expected = draft_extend(counts, kv, 7, 4 * bs)
+        for output, want in zip(outputs, (expected[0], expected[1], [expected[2]]), strict=True):
+            assert output.tolist() == [POISON if value is None else value for value in want]
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_replay_metadata_follows_too_also_when_the_batch_shrinks(device, ragged):
+    """One graph for a batch of 40; later steps fill it with padded rows."""
+    bs, n, width = 40, 3, 500
+    s, q, indices = (lengths([0] * bs, device=device) for _ in range(3))
+    pool = torch.arange(50 * width, dtype=torch.int32, device=device).reshape(50, width)
+    shapes = {
+        "cache_seqlens": (bs,),
+        "cu_seqlens_k": (bs + 1,),
+        "seqlens_expanded": (bs * n,),
+        "nsa_cache_seqlens": (bs * n,),
+        "nsa_cu_seqlens_k": (bs * n + 1,),
+        "page_table": (bs * n, width),
+        "real_page_table": (bs * n, 8),
+        "num_tokens": (1,),
+    }
+    out = {name: torch.full(shape, POISON, dtype=torch.int32, device=device) for name, shape in shapes.items()}
+    arguments = {
+        "seq_lens": s,
+        "nsa_index_topk": 64,
+        "num_draft_tokens": n,
+        "extend_seq_lens": q if ragged else None,
+        "req_pool_indices": indices,
+        "req_to_token": pool,
+        "page_size": 64,
+        **out,
+    }
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        nsa_kernel.fill_replay_metadata("draft_extend", **arguments)
+    for live in (40, 7, 0, 33):
+        steps = {
+            "seq_lens": [(37 * b + 11 * live) % 600 if b < live else 0 for b in range(bs)],
+            "extend_seq_lens": [(b + live) % (n + 1) if b < live else 0 for b in range(bs)],
+            "req_pool_indices": [(b * 7 + live) % 50 if b < live else 0 for b in range(bs)],
+        }
+        for tensor, values in zip((s, q, indices), steps.values(), strict=True):
+            tensor.copy_(torch.tensor(values, dtype=torch.int32))
+        for output in out.values():
+            output.fill_(POISON)
+        graph.replay()
+        if not ragged:
+            steps["extend_seq_lens"] = None
+        expected = replay(
+            "draft_extend",
+            steps["seq_lens"],
+            64,
+            shapes,
+            num_draft_tokens=n,
+            extend_seq_lens=steps["extend_seq_lens"],
+            req_pool_indices=steps["req_pool_indices"],
+            req_to_token=pool.tolist(),
+            req_to_token_width=width,
+            page_size=64,
+        )
+        for name, output in out.items():
+            want = torch.tensor([[POISON if value is None else value for value in row] if isinstance(row, list) else row
+                                 for row in expected[name]], dtype=torch.int32)  # fmt: skip
+            assert torch.equal(output.cpu(), want), name
+
+
+@pytest.mark.parametrize("flags", [{}, {"use_optimized": False}, {"use_optimized": False, "use_adaptive": False}])
+def test_the_waiting_call_refuses_a_capture_and_leaves_it_usable(device, flags):
+    q, k = lengths([2, 3], device=device), lengths([10, 15], device=device)
+    outs = [torch.full((5,), POISON, dtype=torch.int32, device=device) for _ in range(2)]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        with pytest.raises(nsa_kernel.CudaError, match=r"call fill_draft_extend_metadata instead") as caught:
+            nsa_kernel.fill_draft_extend_metadata_cuda(q, k, 12, *outs, **flags)
+        nsa_kernel.fill_draft_extend_metadata(q, k, 12, *outs)
+    assert isinstance(caught.value, RuntimeError)
+    assert isinstance(caught.value.code, int)
+    assert caught.value.code > 0
+    assert outs[0].tolist() == [POISON] * 5, "something was launched"
+    graph.replay()
+    assert outs[0].tolist() == [9, 10, 13, 14, 15]
+    assert nsa_kernel.fill_draft_extend_metadata_cuda(q, k, 12, *outs, **flags) == 5
+
+
+def test_a_capture_on_another_stream_does_not_disturb_the_waiting_call(device):
+    q, k = lengths([2, 3], device=device), lengths([10, 15], device=device)
+    outs = [torch.full((5,), POISON, dtype=torch.int32, device=device) for _ in range(2)]
+    side = torch.cuda.Stream()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="relaxed"):
+        assert nsa_kernel.fill_draft_extend_metadata_cuda(q, k, 12, *outs, stream=side) == 5
+        nsa_kernel.fill_draft_extend_metadata(q, k, 2, *outs)
+    graph.replay()
+    assert outs[1].tolist() == [2] * 5

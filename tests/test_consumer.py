@@ -1,0 +1,41 @@
+"""A C++ project that finds the package with CMake, links it, and runs both ops."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nsa_kernel
+import pytest
+
+SOURCE = Path(__file__).parent / "consumer"
+CMAKE = shutil.which("cmake") or shutil.which("cmake", path=str(Path(sys.executable).parent))
+COMPILER = shutil.which("g++") or shutil.which("c++")
+
+
+def installed_package():
+    command = [sys.executable, "-m", "nsa_kernel", "--cmake-dir"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def run(*command):
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(not (CMAKE and COMPILER), reason="needs CMake and a C++ compiler")
+@pytest.mark.parametrize("origin", ["python package", "cmake --install"])
+def test_the_consumer_builds_and_runs(origin, tmp_path, request):
+    """The prefix of a `cmake --install` comes from the environment variable NSA_KERNEL_PREFIX."""
+    prefix = installed_package() if origin == "python package" else os.environ.get("NSA_KERNEL_PREFIX")
+    if not prefix:
+        pytest.skip("NSA_KERNEL_PREFIX is not set")
+    run(CMAKE, "-S", SOURCE, "-B", tmp_path, f"-DCMAKE_PREFIX_PATH={prefix}", "-DCMAKE_BUILD_TYPE=Release")
+    run(CMAKE, "--build", tmp_path)
+    lines = run(tmp_path / "consumer").splitlines()
+    assert lines[0] == f"nsa_kernel {nsa_kernel.__version__}"
+    assert "cpu ok" in lines
+    if shutil.which("nvcc") and nsa_kernel.is_cuda_kernel_available():
+        assert "cuda:0 ok" in lines

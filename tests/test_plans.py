@@ -1,0 +1,138 @@
+"""Plans: bound once, run every step."""
+
+import gc
+import sys
+import weakref
+
+import nsa_kernel
+import pytest
+import torch
+from memory import POISON, lengths
+from reference import draft_extend, replay
+
+VARIANTS = ["basic", "adaptive", "optimized"]
+
+
+def draft_extend_arrays(device, bs=3, capacity=16):
+    inputs = [lengths([2] * bs, device=device), lengths([9] * bs, device=device)]
+    outputs = [torch.full((size,), POISON, dtype=torch.int32, device=device) for size in (capacity, capacity, 1)]
+    return inputs, outputs
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_follows_inputs_that_changed_in_place(device, variant):
+    (q, k), outputs = draft_extend_arrays(device)
+    plan = nsa_kernel.DraftExtendPlan(q, k, 7, *outputs, variant=variant)
+    for values in ([2, 3, 1], [0, 0, 0], [9, 9, 9], [1, 0, 2]):
+        for output in outputs:
+            output.fill_(POISON)
+        q.copy_(torch.tensor(values))
+        assert plan.run() is None
+        expected = draft_extend(values, [9] * 3, 7, 16)
+        for output, want in zip(outputs, (expected[0], expected[1], [expected[2]]), strict=True):
+            assert output.tolist() == [POISON if value is None else value for value in want]
+
+
+def test_a_replay_plan_follows_inputs_that_changed_in_place(device):
+    s, indices = lengths([4, 5], device=device), lengths([0, 1], device=device)
+    pool = torch.arange(20, dtype=torch.int32, device=device).reshape(2, 10)
+    page_table = torch.full((4, 10), POISON, dtype=torch.int32, device=device)
+    plan = nsa_kernel.ReplayPlan(
+        "draft_extend",
+        seq_lens=s,
+        nsa_index_topk=7,
+        num_draft_tokens=2,
+        req_pool_indices=indices,
+        req_to_token=pool,
+        page_table=page_table,
+    )
+    for values, rows in (([4, 5], [0, 1]), ([10, 0], [1, 1]), ([3, 12], [5, 0])):
+        page_table.fill_(POISON)
+        s.copy_(torch.tensor(values))
+        indices.copy_(torch.tensor(rows))
+        assert plan.run(stream=None) is None
+        want = replay(
+            "draft_extend",
+            values,
+            7,
+            {"page_table": (4, 10)},
+            num_draft_tokens=2,
+            req_pool_indices=rows,
+            req_to_token=pool.tolist(),
+            req_to_token_width=10,
+        )["page_table"]
+        assert page_table.tolist() == [[POISON if slot is None else slot for slot in row] for row in want]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_arrays_live_as_long_as_the_plan(device, variant):
+    inputs, outputs = draft_extend_arrays(device, bs=1000, capacity=2000)
+    plan = nsa_kernel.DraftExtendPlan(*inputs, 7, *outputs, variant=variant)
+    result = outputs[0]
+    alive = [weakref.ref(array) for array in (*inputs, *outputs)]
+    del inputs, outputs
+    gc.collect()
+    assert all(reference() is not None for reference in alive)
+    others = [torch.full((1000,), 5, dtype=torch.int32, device=device) for _ in range(50)]
+    plan.run()
+    assert result.tolist() == draft_extend([2] * 1000, [9] * 1000, 7, 2000)[0]
+    del plan, result, others
+    gc.collect()
+    assert [reference() for reference in alive] == [None] * 5, "a plan that is gone keeps arrays alive"
+
+
+def test_the_arrays_of_a_replay_plan_live_as_long(device):
+    s, table = lengths([3], device=device), torch.ones((1, 4), dtype=torch.int32, device=device)
+    out = torch.zeros((1, 4), dtype=torch.int32, device=device)
+    bound = {"seq_lens": s, "req_pool_indices": lengths([0], device=device), "req_to_token": table, "page_table": out}
+    plan = nsa_kernel.ReplayPlan("decode", nsa_index_topk=7, **bound)
+    alive = [weakref.ref(array) for array in bound.values()]
+    del s, table, bound
+    gc.collect()
+    assert all(reference() is not None for reference in alive)
+    plan.run()
+    assert out.tolist() == [[1, 1, 1, 0]]
+    del plan, out
+    gc.collect()
+    assert [reference() for reference in alive] == [None] * 4
+
+
+def test_calls_hold_no_array_after_they_return(device):
+    inputs, outputs = draft_extend_arrays(device)
+    arrays = [*inputs, *outputs]
+    before = [sys.getrefcount(array) for array in arrays]
+    for _ in range(10):
+        nsa_kernel.fill_draft_extend_metadata(*inputs, 7, *outputs)
+        nsa_kernel.fill_draft_extend_metadata_cuda(*inputs, 7, *outputs[:2])
+        nsa_kernel.DraftExtendPlan(*inputs, 7, *outputs).run()
+        nsa_kernel.fill_replay_metadata("decode", seq_lens=inputs[1], nsa_index_topk=7, cache_seqlens=outputs[0])
+        with pytest.raises(ValueError, match="nsa_index_topk"):
+            nsa_kernel.fill_draft_extend_metadata(*inputs, -1, *outputs)
+    gc.collect()
+    assert [sys.getrefcount(array) for array in arrays] == before
+
+
+def test_a_plan_does_not_change(device):
+    inputs, outputs = draft_extend_arrays(device)
+    plan = nsa_kernel.DraftExtendPlan(*inputs, 7, *outputs)
+    for name in ("seq_lens", "nsa_index_topk", "anything"):
+        with pytest.raises(AttributeError):
+            setattr(plan, name, 1)
+
+
+def test_several_plans_do_not_share_state(device):
+    plans = []
+    for count in range(1, 6):
+        inputs, outputs = draft_extend_arrays(device, bs=count)
+        plans.append((nsa_kernel.DraftExtendPlan(*inputs, 7, *outputs, variant=VARIANTS[count % 3]), outputs, count))
+    for plan, _, _ in reversed(plans):
+        plan.run()
+    for _, outputs, count in plans:
+        assert outputs[2].tolist() == [2 * count]
+
+
+def test_a_run_takes_no_arrays(device):
+    inputs, outputs = draft_extend_arrays(device)
+    plan = nsa_kernel.DraftExtendPlan(*inputs, 7, *outputs)
+    with pytest.raises(TypeError):
+        plan.run(*inputs)

@@ -1,0 +1,39 @@
+"""The README's Python blocks run, and print what the README says they print."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+README = Path(__file__).parents[1] / "README.md"
+# A Python block, and the plain block that may follow it at once: its output.
+BLOCK = re.compile(
+    r"^```python\n(?P<code>.*?)^```\n(?:\s*^```(?:text)?\n(?P<output>.*?)^```$)?", re.MULTILINE | re.DOTALL
+)
+
+
+def blocks():
+    if not README.exists():  # tests may be run from a copy without it
+        return []
+    return [(match["code"], match["output"]) for match in BLOCK.finditer(README.read_text())]
+
+
+def test_the_readme_is_short_and_has_blocks():
+    assert len(blocks()) >= 2
+    assert len(README.read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize(("code", "expected"), blocks(), ids=lambda value: (value or "").strip().split("\n")[0][:40])
+def test_a_block_runs(code, expected, tmp_path):
+    if "cuda" in code.lower() and not torch.cuda.is_available():
+        pytest.skip("the block needs a GPU")
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False, env=os.environ
+    )
+    assert done.returncode == 0, done.stderr
+    if expected is not None:
+        assert done.stdout.strip() == expected.strip()

@@ -1,0 +1,209 @@
+"""torch.compile sees the public functions as operators; eager mode does not notice."""
+
+import subprocess
+import sys
+
+import nsa_kernel
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+EAGER = (nsa_kernel.fill_draft_extend_metadata, nsa_kernel.fill_replay_metadata)
+
+import nsa_kernel.torch_ops  # noqa: E402  (after EAGER, to see that it changes nothing there)
+
+ops = torch.ops.nsa_kernel
+
+
+def lengths(bs, device):
+    """(extend_seq_lens, seq_lens) of `bs` requests; their tokens number 3 or fewer a request."""
+    b = torch.arange(bs, dtype=torch.int32, device=device)
+    return b % 3 + 1, 2 * b + 7
+
+
+def empty(*shape, device):
+    return torch.full(shape, -7, dtype=torch.int32, device=device)
+
+
+def replay_arguments(mode, bs, device, n=3, width=64, page_size=16):
+    """Arguments of fill_replay_metadata with every output that the mode has."""
+    q, k = lengths(bs, device)
+    ragged = mode == "ragged"
+    rows = bs if mode == "decode" else int(q.sum()) + 2 if ragged else bs * n
+    arguments = {
+        "seq_lens": k,
+        "nsa_index_topk": 12,
+        "req_pool_indices": torch.arange(bs, device=device).flip(0),
+        "req_to_token": torch.arange(bs * width, dtype=torch.int32, device=device).reshape(bs, width),
+        "page_size": page_size,
+        "cache_seqlens": empty(bs, device=device),
+        "cu_seqlens_k": empty(bs + 1, device=device),
+        "seqlens_expanded": empty(rows, device=device),
+        "nsa_cache_seqlens": empty(rows, device=device),
+        "nsa_cu_seqlens_k": empty(rows + 1, device=device),
+        "page_table": empty(rows, width, device=device),
+        "real_page_table": empty(rows, width // page_size, device=device),
+        "num_tokens": empty(1, device=device),
+    }
+    if ragged:
+        arguments["extend_seq_lens"] = q
+    elif mode != "decode":
+        arguments |= {"num_draft_tokens": n, "ctx_lens_2d": empty(bs, n, device=device)}
+    return ("draft_extend" if ragged else mode), arguments
+
+
+def copied(arguments):
+    return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in arguments.items()}
+
+
+MODES = ["decode", "target_verify", "draft_extend", "ragged"]
+
+
+def test_import_of_the_package_imports_no_torch():
+    code = "import sys, nsa_kernel; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_eager_functions_stay_the_same_objects():
+    assert EAGER[0] is nsa_kernel.fill_draft_extend_metadata
+    assert EAGER[1] is nsa_kernel.fill_replay_metadata
+
+
+@pytest.mark.parametrize("variant", ["basic", "adaptive", "optimized"])
+@pytest.mark.parametrize("counted", [False, True])
+def test_opcheck_of_draft_extend(device, variant, counted):
+    q, k = lengths(5, device)
+    count = empty(1, device=device) if counted else None
+    outputs = (empty(12, device=device), empty(12, device=device), count)
+    torch.library.opcheck(ops.fill_draft_extend_metadata.default, (q, k, 12, *outputs), {"variant": variant})
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_opcheck_of_replay(device, mode):
+    mode, arguments = replay_arguments(mode, 5, device)
+    torch.library.opcheck(ops.fill_replay_metadata.default, (mode,), arguments)
+
+
+def test_opcheck_of_replay_with_few_outputs(device):
+    arguments = {"seq_lens": lengths(5, device)[1], "nsa_index_topk": 12, "cu_seqlens_k": empty(6, device=device)}
+    torch.library.opcheck(ops.fill_replay_metadata.default, ("decode",), arguments)
+
+
+def test_operators_do_what_the_functions_do(device):
+    q, k = lengths(5, device)
+    ours, theirs = ([empty(12, device=device) for _ in range(2)] for _ in range(2))
+    ops.fill_draft_extend_metadata(q, k, 12, *ours)
+    nsa_kernel.fill_draft_extend_metadata(q, k, 12, *theirs)
+    torch.testing.assert_close(ours, theirs)
+    for mode in MODES:
+        name, arguments = replay_arguments(mode, 5, device)
+        expected = copied(arguments)
+        ops.fill_replay_metadata(name, **arguments)
+        nsa_kernel.fill_replay_metadata(name, **expected)
+        torch.testing.assert_close(arguments, expected)
+
+
+def draft_extend_step(q, k, topk):
+    """Fills outputs and reads them: the compiler must keep the order."""
+    expanded = q.new_full((3 * q.shape[0],), -7)
+    clipped, count = torch.zeros_like(expanded), q.new_zeros(1)
+    nsa_kernel.fill_draft_extend_metadata(q, k, topk, expanded, clipped, count)
+    return expanded + 1, clipped.cumsum(0), count
+
+
+def replay_step(k, pool, table, n):
+    bs = k.shape[0]
+    expanded, cu = k.new_empty(bs * n), k.new_empty(bs + 1)
+    pages = k.new_full((bs * n, table.shape[1] // 16), -7)
+    nsa_kernel.fill_replay_metadata(
+        "target_verify",
+        seq_lens=k,
+        nsa_index_topk=12,
+        req_pool_indices=pool,
+        req_to_token=table,
+        num_draft_tokens=n,
+        page_size=16,
+        seqlens_expanded=expanded,
+        cu_seqlens_k=cu,
+        real_page_table=pages,
+    )
+    return expanded * 2, cu[1:] - cu[:-1], pages.clamp(min=0)
+
+
+def replay_inputs(bs, device):
+    _, arguments = replay_arguments("target_verify", bs, device)
+    return arguments["seq_lens"], arguments["req_pool_indices"], arguments["req_to_token"]
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_functions_are_right_and_do_not_recompile(device, backend):
+    torch.compiler.reset()
+    draft_extend = torch.compile(draft_extend_step, fullgraph=True, dynamic=True, backend=backend)
+    replay = torch.compile(replay_step, fullgraph=True, dynamic=True, backend=backend)
+    draft_extend(*lengths(4, device), 12)
+    replay(*replay_inputs(4, device), 3)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for bs in (2, 3, 17, 64, 5):
+            q, k = lengths(bs, device)
+            torch.testing.assert_close(draft_extend(q, k, bs + 4), draft_extend_step(q, k, bs + 4))
+            inputs = replay_inputs(bs, device)
+            torch.testing.assert_close(replay(*inputs, 3), replay_step(*inputs, 3))
+
+
+def replay_of_any_mode(mode, arguments):
+    nsa_kernel.fill_replay_metadata(mode=mode, **arguments)
+
+
+def test_compiled_function_fills_the_callers_buffers(device):
+    torch.compiler.reset()
+    compiled = torch.compile(replay_of_any_mode, fullgraph=True, backend="aot_eager")
+    for mode in MODES:
+        name, arguments = replay_arguments(mode, 5, device)
+        expected = copied(arguments)
+        compiled(name, arguments)
+        nsa_kernel.fill_replay_metadata(name, **expected)
+        torch.testing.assert_close(arguments, expected)
+
+
+def test_functions_imported_by_name_trace_too(device):
+    torch.compiler.reset()
+    fill = EAGER[0]
+
+    def step(q, k, out, clipped):
+        fill(q, k, 12, out, clipped, variant="basic", stream=None)
+        return out + 0
+
+    q, k = lengths(5, device)
+    out, clipped = empty(12, device=device), empty(12, device=device)
+    torch.testing.assert_close(torch.compile(step, fullgraph=True, backend="aot_eager")(q, k, out, clipped), out)
+    assert out[0] == k[0] - q[0] + 1
+
+
+def test_a_stream_is_refused_while_compiling(device):
+    torch.compiler.reset()
+
+    def step(q, k, out, clipped):
+        nsa_kernel.fill_draft_extend_metadata(q, k, 12, out, clipped, stream=0)
+
+    outputs = empty(12, device=device), empty(12, device=device)
+    with pytest.raises(Exception, match="stream is given, must be absent"):
+        torch.compile(step, fullgraph=True, backend="aot_eager")(*lengths(5, device), *outputs)
+
+
+@pytest.mark.cuda
+def test_reduce_overhead_captures_the_ops_in_cuda_graphs(device):
+    torch.compiler.reset()
+    counters.clear()
+    draft_extend = torch.compile(draft_extend_step, fullgraph=True, mode="reduce-overhead")
+    replay = torch.compile(replay_step, fullgraph=True, mode="reduce-overhead")
+    q, k = lengths(9, device)
+    inputs = replay_inputs(9, device)
+    for step in range(5):
+        k += step
+        got = [output.clone() for output in draft_extend(q, k, 12)]
+        torch.testing.assert_close(got, list(draft_extend_step(q, k, 12)))
+        inputs[0].add_(step)
+        torch.compiler.cudagraph_mark_step_begin()
+        got = [output.clone() for output in replay(*inputs, 3)]
+        torch.testing.assert_close(got, list(replay_step(*inputs, 3)))
+    assert counters["inductor"]["cudagraph_skips"] == 0
