@@ -12,8 +12,8 @@ namespace nsa_kernel::cuda {
 
 [[noreturn]] inline void raise(cudaError_t status, const char* op, const std::string& hint = "") {
   cudaGetLastError();  // a later call must not report this error again
-  throw CudaError(status, std::string(op) + ": CUDA error " + std::to_string(status) + " (" +
-                              cudaGetErrorName(status) + "): " + cudaGetErrorString(status) + hint);
+  throw CudaError(status, std::string(op) + ": CUDA error " + std::to_string(status) + " (" + cudaGetErrorName(status) +
+                              "): " + cudaGetErrorString(status) + hint);
 }
 
 inline void check(cudaError_t status, const char* op) {

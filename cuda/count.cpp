@@ -11,22 +11,22 @@
 namespace nsa_kernel::cuda {
 namespace {
 
-constexpr int64_t kPending = -1;
+constexpr int32_t kPending = -1;
 constexpr size_t kSlotBytes = 64;  // a cache line each
 constexpr size_t kSlabBytes = 4096;
 
 /// Free slots. Slabs are never given back: the process may end after the driver has.
 class Slots {
  public:
-  volatile int64_t* take(const char* op) {
+  volatile int32_t* take(const char* op) {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (free_.empty()) add_slab(op);
-    volatile int64_t* slot = free_.back();
+    volatile int32_t* slot = free_.back();
     free_.pop_back();
     return slot;
   }
 
-  void give_back(volatile int64_t* slot) noexcept {
+  void give_back(volatile int32_t* slot) noexcept {
     const std::lock_guard<std::mutex> lock(mutex_);
     free_.push_back(slot);
   }
@@ -38,11 +38,11 @@ class Slots {
     check(cudaHostAlloc(reinterpret_cast<void**>(&slab), kSlabBytes, cudaHostAllocPortable | cudaHostAllocMapped), op);
     capacity_ += kSlabBytes / kSlotBytes;
     free_.reserve(capacity_);  // so that give_back never allocates
-    for (size_t at = 0; at < kSlabBytes; at += kSlotBytes) free_.push_back(reinterpret_cast<int64_t*>(slab + at));
+    for (size_t at = 0; at < kSlabBytes; at += kSlotBytes) free_.push_back(reinterpret_cast<int32_t*>(slab + at));
   }
 
   std::mutex mutex_;
-  std::vector<volatile int64_t*> free_;
+  std::vector<volatile int32_t*> free_;
   size_t capacity_ = 0;
 };
 
@@ -68,12 +68,12 @@ HostCount::~HostCount() {
   if (settled_) slots().give_back(slot_);
 }
 
-int64_t HostCount::wait(cudaStream_t stream) {
+int32_t HostCount::wait(cudaStream_t stream) {
   using Clock = std::chrono::steady_clock;
   constexpr int kPollsPerLook = 4096;
   auto next_query = Clock::time_point::max();
   for (int64_t polls = 1;; ++polls) {
-    const int64_t count = *slot_;
+    const int32_t count = *slot_;
     if (count != kPending) {
       std::atomic_thread_fence(std::memory_order_acquire);
       settled_ = true;

@@ -18,14 +18,14 @@ class HostCount {
   HostCount(const HostCount&) = delete;
   HostCount& operator=(const HostCount&) = delete;
 
-  volatile int64_t* device_address() const { return slot_; }
+  volatile int32_t* device_address() const { return slot_; }
 
   /// Polls until a kernel has written the count; throws CudaError if `stream` ends or fails without it.
-  int64_t wait(cudaStream_t stream);
+  int32_t wait(cudaStream_t stream);
 
  private:
   const char* op_;
-  volatile int64_t* slot_;
+  volatile int32_t* slot_;
   bool settled_ = false;  // a kernel may still write an unsettled slot, so that one is never used again
 };
 

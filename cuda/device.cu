@@ -42,8 +42,9 @@ int Kernels::load(Device device) const {
     cudaFuncAttributes attributes;
     const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
     if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorInvalidDeviceFunction) {
-      raise(status, op_, "; device " + std::to_string(device.index) + " has compute capability " +
-                             capability_text(device.index) + ", this build holds " NSA_KERNEL_ARCHITECTURES);
+      raise(status, op_,
+            "; device " + std::to_string(device.index) + " has compute capability " + capability_text(device.index) +
+                ", this build holds " NSA_KERNEL_ARCHITECTURES);
     }
     check(status, op_);
   }

@@ -14,28 +14,22 @@ namespace {
 
 constexpr const char* kOp = "fill_draft_extend_metadata";
 
-/// What the kernels read.
+/// What the kernels read. Lengths is Packed or LengthView.
+template <class Lengths>
 struct Args {
-  LengthView extend_seq_lens;
-  LengthView seq_lens;
+  Lengths extend_seq_lens;
+  Lengths seq_lens;
   int32_t* seqlens_expanded;
   int32_t* nsa_cache_seqlens;
-  int32_t* num_tokens;           ///< may be null
-  volatile int64_t* host_count;  ///< may be null
+  volatile int32_t* count;  ///< where the number of tokens goes, on the device or in pinned host memory; may be null
   int32_t topk;
   int32_t capacity;
   int32_t bs;
 
-  __device__ int32_t tokens(int64_t b) const { return rules::saturated(length_at(extend_seq_lens, b)); }
+  __device__ int32_t tokens(int64_t b) const { return rules::saturated(rules::length(extend_seq_lens[b])); }
 
-  /// KV length that the first token of request b sees.
-  __device__ int32_t first(int64_t b) const {
-    return rules::first_seqlen(length_at(seq_lens, b), 0, length_at(extend_seq_lens, b));
-  }
-
-  __device__ void store_count(int32_t count) const {
-    if (host_count != nullptr) *host_count = count;
-    if (num_tokens != nullptr) *num_tokens = count;
+  __device__ void store_count(int32_t total) const {
+    if (count != nullptr) *count = total;
   }
 
   __device__ void store_token(int32_t t, int32_t seqlen) const {
@@ -44,6 +38,17 @@ struct Args {
   }
 };
 
+struct Request {
+  int32_t tokens;
+  int32_t first;  ///< KV length that its first token sees
+};
+
+template <class Lengths>
+__device__ Request load(const Args<Lengths>& args, int64_t b) {
+  const auto q = rules::length(args.extend_seq_lens[b]);
+  return {rules::saturated(q), rules::first_seqlen(rules::length(args.seq_lens[b]), 0, q)};
+}
+
 /// The tokens of one request that fit.
 struct TokenSpan {
   int32_t tokens;
@@ -51,22 +56,19 @@ struct TokenSpan {
   int32_t first;
 };
 
-template <int kThreads, bool kMany>
-__global__ __launch_bounds__(kThreads) void draft_extend_optimized_kernel(const __grid_constant__ Args args) {
+template <class Lengths, int kThreads, bool kMany>
+__global__ __launch_bounds__(kThreads) void draft_extend_optimized_kernel(const __grid_constant__ Args<Lengths> args) {
   __shared__ typename RunningScan<kThreads, kMany, 1>::Shared shared;
   RunningScan<kThreads, kMany, 1> scan(shared);
   for_each_tile<kThreads, kMany>(args.bs, blockIdx.x, gridDim.x, [&](const Tile& tile) {
-    int32_t tokens = 0, first = 0;
-    if (threadIdx.x < tile.requests) {
-      tokens = args.tokens(tile.begin + threadIdx.x);
-      first = args.first(tile.begin + threadIdx.x);
-    }
-    const Scanned<1> scanned = scan.next(tile, {{tokens}}, [&](int b) { return Sums<1>{{args.tokens(b)}}; });
+    const Request request = threadIdx.x < tile.requests ? load(args, tile.begin + threadIdx.x) : Request{};
+    const auto tokens_of = [&](int b) { return Sums<1>{{args.tokens(b)}}; };
+    const Scanned<1> scanned = scan.next(tile, {{request.tokens}}, tokens_of);
     if (tile.last && tile.share == 0 && threadIdx.x == 0) args.store_count(scanned.total.value[0]);
     const int32_t at = scanned.before.value[0];
-    const TokenSpan span{min(tokens, args.capacity - min(at, args.capacity)), at, first};
-    fill_spans(tile, span, [&](const TokenSpan& of, int32_t j, int32_t step) {
-      for (; j < of.tokens; j += step) args.store_token(of.at + j, rules::expanded_seqlen(of.first, j));
+    const TokenSpan span{min(request.tokens, args.capacity - min(at, args.capacity)), at, request.first};
+    for_each_token(tile, span, [&](const TokenSpan& of, int32_t j, auto) {
+      args.store_token(of.at + j, rules::expanded_seqlen(of.first, j));
     });
   });
 }
@@ -74,7 +76,7 @@ __global__ __launch_bounds__(kThreads) void draft_extend_optimized_kernel(const 
 constexpr int kBlock = kBlockSize;
 
 /// Writes the number of tokens before each request.
-__global__ __launch_bounds__(kBlock) void draft_extend_prefix_sum_kernel(const __grid_constant__ Args args,
+__global__ __launch_bounds__(kBlock) void draft_extend_prefix_sum_kernel(const __grid_constant__ Args<LengthView> args,
                                                                          int32_t* tokens_before) {
   __shared__ RunningScan<kBlock, true, 1>::Shared shared;
   RunningScan<kBlock, true, 1> scan(shared);
@@ -109,7 +111,7 @@ struct LinearSearch {
 
 /// One thread a token.
 template <class Search>
-__global__ __launch_bounds__(kBlock) void draft_extend_search_kernel(const __grid_constant__ Args args,
+__global__ __launch_bounds__(kBlock) void draft_extend_search_kernel(const __grid_constant__ Args<LengthView> args,
                                                                      const int32_t* tokens_before) {
   const int last = args.bs - 1;
   const int32_t total = rules::saturating_add(tokens_before[last], args.tokens(last));
@@ -117,34 +119,42 @@ __global__ __launch_bounds__(kBlock) void draft_extend_search_kernel(const __gri
   for (int64_t t = int64_t{blockIdx.x} * kBlock + threadIdx.x; t < end; t += int64_t{gridDim.x} * kBlock) {
     const int b = Search::request_of(tokens_before, args.bs, static_cast<int32_t>(t));
     const int32_t j = static_cast<int32_t>(t) - tokens_before[b];
-    args.store_token(static_cast<int32_t>(t), rules::expanded_seqlen(args.first(b), j));
+    args.store_token(static_cast<int32_t>(t), rules::expanded_seqlen(load(args, b).first, j));
   }
 }
 
-Kernels kernels(kOp, {reinterpret_cast<const void*>(draft_extend_optimized_kernel<32, false>),
-                      reinterpret_cast<const void*>(draft_extend_optimized_kernel<128, false>),
-                      reinterpret_cast<const void*>(draft_extend_optimized_kernel<1024, false>),
-                      reinterpret_cast<const void*>(draft_extend_optimized_kernel<1024, true>),
+template <class Lengths, int kThreads, bool kMany>
+const void* const kOptimized = reinterpret_cast<const void*>(draft_extend_optimized_kernel<Lengths, kThreads, kMany>);
+
+Kernels kernels(kOp, {kOptimized<Packed<int32_t>, 32, false>, kOptimized<Packed<int32_t>, 128, false>,
+                      kOptimized<Packed<int32_t>, 512, false>, kOptimized<Packed<int32_t>, 1024, false>,
+                      kOptimized<Packed<int32_t>, 512, true>, kOptimized<LengthView, 32, false>,
+                      kOptimized<LengthView, 128, false>, kOptimized<LengthView, 512, false>,
+                      kOptimized<LengthView, 1024, false>, kOptimized<LengthView, 512, true>,
                       reinterpret_cast<const void*>(draft_extend_prefix_sum_kernel),
                       reinterpret_cast<const void*>(draft_extend_search_kernel<BinarySearch>),
                       reinterpret_cast<const void*>(draft_extend_search_kernel<LinearSearch>)});
 
-template <int kThreads, bool kMany>
-void launch_optimized(const Args& args, int limit, cudaStream_t stream) {
-  constexpr int kTokensPerBlock = 512;  // fewer are not worth another block
+template <int kThreads, bool kMany, class Lengths>
+void launch_tiles(const Args<Lengths>& args, int limit, cudaStream_t stream) {
+  constexpr int kTokensPerBlock = 256;  // fewer are not worth another block
   const Grid grid(args.bs, kThreads, rules::ceil_div(args.capacity, kTokensPerBlock), limit);
-  draft_extend_optimized_kernel<kThreads, kMany><<<dim3(grid.shares, grid.rows), kThreads, 0, stream>>>(args);
+  draft_extend_optimized_kernel<Lengths, kThreads, kMany>
+      <<<dim3(grid.power_of_two_shares(), grid.rows), kThreads, 0, stream>>>(args);
   check(cudaGetLastError(), kOp);
 }
 
-void launch_optimized(const Args& args, int limit, cudaStream_t stream) {
-  if (args.bs <= 32) return launch_optimized<32, false>(args, limit, stream);
-  if (args.bs <= 128) return launch_optimized<128, false>(args, limit, stream);
-  if (args.bs <= 1024) return launch_optimized<1024, false>(args, limit, stream);
-  return launch_optimized<1024, true>(args, limit, stream);
+template <class Lengths>
+void launch_optimized(const Args<Lengths>& args, int limit, cudaStream_t stream) {
+  if (args.bs <= 32) return launch_tiles<32, false>(args, limit, stream);
+  if (args.bs <= 128) return launch_tiles<128, false>(args, limit, stream);
+  if (args.bs <= 512) return launch_tiles<512, false>(args, limit, stream);
+  if (args.bs <= 1024) return launch_tiles<1024, false>(args, limit, stream);
+  return launch_tiles<512, true>(args, limit, stream);
 }
 
-void launch_searched(const Args& args, Variant variant, int32_t* workspace, int limit, cudaStream_t stream) {
+void launch_searched(const Args<LengthView>& args, Variant variant, int32_t* workspace, int limit,
+                     cudaStream_t stream) {
   const Grid grid(args.bs, kBlock, 1, limit);
   draft_extend_prefix_sum_kernel<<<dim3(grid.shares, grid.rows), kBlock, 0, stream>>>(args, workspace);
   check(cudaGetLastError(), kOp);
@@ -173,18 +183,27 @@ class StreamMemory {
   void* data_ = nullptr;
 };
 
-void launch(const DraftExtend& buffers, Variant variant, int32_t* workspace, volatile int64_t* host_count,
+template <class Lengths>
+Args<Lengths> kernel_args(const DraftExtend& buffers, Lengths q, Lengths k, volatile int32_t* count) {
+  return {q,
+          k,
+          buffers.out_seqlens_expanded.data,
+          buffers.out_nsa_cache_seqlens.data,
+          count,
+          static_cast<int32_t>(buffers.nsa_index_topk),
+          rules::saturated(rules::min(buffers.out_seqlens_expanded.size, buffers.out_nsa_cache_seqlens.size)),
+          static_cast<int32_t>(buffers.extend_seq_lens.size)};
+}
+
+void launch(const DraftExtend& buffers, Variant variant, int32_t* workspace, volatile int32_t* count,
             cudaStream_t stream) {
   const int limit = kernels.ready(buffers.device) * 2;
-  const Args args{buffers.extend_seq_lens,
-                  buffers.seq_lens,
-                  buffers.out_seqlens_expanded.data,
-                  buffers.out_nsa_cache_seqlens.data,
-                  buffers.out_num_tokens.data,
-                  host_count,
-                  static_cast<int32_t>(buffers.nsa_index_topk),
-                  rules::saturated(rules::min(buffers.out_seqlens_expanded.size, buffers.out_nsa_cache_seqlens.size)),
-                  static_cast<int32_t>(buffers.extend_seq_lens.size)};
+  const LengthView &q = buffers.extend_seq_lens, &k = buffers.seq_lens;
+  if (variant == Variant::optimized && is_packed<int32_t>(q) && is_packed<int32_t>(k)) {
+    return launch_optimized(kernel_args(buffers, Packed<int32_t>{q.int32}, Packed<int32_t>{k.int32}, count), limit,
+                            stream);
+  }
+  const Args<LengthView> args = kernel_args(buffers, q, k, count);
   if (variant == Variant::optimized) {
     launch_optimized(args, limit, stream);
   } else if (workspace != nullptr || args.bs == 0) {
@@ -199,7 +218,7 @@ void launch(const DraftExtend& buffers, Variant variant, int32_t* workspace, vol
 
 void fill_draft_extend(const DraftExtend& args, Variant variant, int32_t* workspace, Stream stream) {
   const DeviceGuard guard(args.device, kOp);
-  launch(args, variant, workspace, nullptr, static_cast<cudaStream_t>(stream));
+  launch(args, variant, workspace, args.out_num_tokens.data, static_cast<cudaStream_t>(stream));
 }
 
 int64_t fill_draft_extend_and_count(const DraftExtend& args, Variant variant, Stream stream) {

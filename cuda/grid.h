@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "nsa_kernel/types.h"
 #include "rules.h"
 
 namespace nsa_kernel::cuda {
@@ -18,6 +19,13 @@ struct Grid {
     const int64_t tiles = rules::max(rules::ceil_div(bs, tile), 1);
     rows = static_cast<unsigned>(rules::min(tiles, limit));
     shares = static_cast<unsigned>(rules::max(rules::min(limit / rows, useful), 1));
+  }
+
+  /// The largest power of two that is not above `shares`.
+  unsigned power_of_two_shares() const {
+    unsigned power = 1;
+    while (power * 2 <= shares) power *= 2;
+    return power;
   }
 };
 

@@ -8,7 +8,8 @@ namespace {
 constexpr int kNoDevice = 100;  // cudaErrorNoDevice
 
 [[noreturn]] void refuse(const char* op) {
-  throw CudaError(kNoDevice, std::string(op) + ": the arrays are on a CUDA device, must be on the CPU: this build has no CUDA code");
+  throw CudaError(kNoDevice, std::string(op) +
+                                 ": the arrays are on a CUDA device, must be on the CPU: this build has no CUDA code");
 }
 
 }  // namespace

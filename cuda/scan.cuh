@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "nsa_kernel/types.h"
 #include "rules.h"
@@ -14,18 +15,31 @@ namespace nsa_kernel::cuda {
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = ~0u;
 
-__device__ inline int64_t length_at(const LengthView& lengths, int64_t i) {
-  return rules::length(lengths[i]);
+/// Contiguous lengths of a known type; LengthView is the general case.
+template <class T>
+struct Packed {
+  const T* data = nullptr;
+
+  __device__ explicit operator bool() const { return data != nullptr; }
+  __device__ T operator[](int64_t i) const { return data[i]; }
+};
+
+template <class T>
+bool is_packed(const LengthView& view) {
+  return view.stride == 1 && (sizeof(T) == 8 ? view.int64 != nullptr : view.int32 != nullptr);
 }
 
 /// One tile of requests, as one of the blocks that share it sees it.
 struct Tile {
-  int begin;     ///< first request
+  int begin;  ///< first request
   int requests;
-  bool first;    ///< of the batch
-  bool last;     ///< of the batch
+  bool first;  ///< of the batch
+  bool last;   ///< of the batch
   unsigned share;
-  unsigned shares;
+  unsigned shares;  ///< a power of two where `owns` is asked
+
+  /// Whether this block does what only one of the tile's blocks may do for the requests of this warp.
+  __device__ bool owns() const { return (threadIdx.x / kWarp & (shares - 1)) == share; }
 };
 
 /// Calls `visit(tile)` for each tile of the blocks in this row of the grid: row y walks tiles y, y + rows and so on.
@@ -163,16 +177,23 @@ class RunningScan {
   int scanned_ = 0;
 };
 
-/// Calls `fill(span, j, step)` to fill tokens j, j + step and so on of spans. A short span is filled by the thread that
-/// holds it, in the block whose share its warp is; a long one by its whole warp, in every block that shares the tile.
-/// Span is a struct of int32_t that has `tokens`.
-template <class Span, class Fill>
-__device__ void fill_spans(const Tile& tile, const Span& span, Fill fill) {
-  constexpr int kShort = 16;
+/// Up to this many tokens, a request is the work of one thread.
+constexpr int kShort = 16;
+
+/// Whether a token comes right after the one that was visited before it.
+using InOrder = std::true_type;
+using Apart = std::false_type;
+
+/// Calls `store(span, j, order)` for each token j of the span of every thread. A short span is done in order by the
+/// thread that holds it, if that `owns` it; a long one by its whole warp, in every block of the tile. Span is a struct
+/// of int32_t that has `tokens`.
+template <class Span, class Store>
+__device__ void for_each_token(const Tile& tile, const Span& span, Store store) {
   const unsigned long_spans = __ballot_sync(kAllLanes, span.tokens > kShort);
-  if (span.tokens <= kShort && (tile.shares == 1 || threadIdx.x / kWarp % tile.shares == tile.share)) {
-    fill(span, 0, 1);
-  }
+  const int tokens = span.tokens <= kShort && tile.owns() ? span.tokens : 0;
+#pragma unroll 1
+  for (int j = 0; j < tokens; ++j) store(span, j, InOrder{});
+#pragma unroll 1
   for (unsigned pending = long_spans; pending != 0; pending &= pending - 1) {
     const int lane = __ffs(pending) - 1;
     constexpr int kWords = sizeof(Span) / sizeof(int32_t);
@@ -182,8 +203,11 @@ __device__ void fill_spans(const Tile& tile, const Span& span, Fill fill) {
     } of_lane{span};
 #pragma unroll
     for (int i = 0; i < kWords; ++i) of_lane.words[i] = __shfl_sync(kAllLanes, of_lane.words[i], lane);
-    fill(of_lane.value, static_cast<int>(tile.share * kWarp + threadIdx.x % kWarp),
-         static_cast<int>(tile.shares * kWarp));
+    const int step = static_cast<int>(tile.shares * kWarp);
+#pragma unroll 1
+    for (int j = tile.share * kWarp + threadIdx.x % kWarp; j < of_lane.value.tokens; j += step) {
+      store(of_lane.value, j, Apart{});
+    }
   }
 }
 

@@ -14,8 +14,7 @@ OFF = {"0", "OFF", "NO", "FALSE", "N", "IGNORE", ""}
 
 
 def _wants_cuda(config_settings):
-    key = "cmake.define.NSA_KERNEL_CUDA"
-    for key in (key, "skbuild." + key):
+    for key in ("cmake.define.NSA_KERNEL_CUDA", "skbuild.cmake.define.NSA_KERNEL_CUDA"):
         if key in (config_settings or {}):
             return config_settings[key].upper() not in OFF
     return os.environ.get("NSA_KERNEL_CUDA", "ON").upper() not in OFF

@@ -231,7 +231,8 @@ def test_without_a_driver_the_newest_is_picked(chosen):
             {13: HERE},
             13,
             "12",
-            'NSA_KERNEL_CUDA_MAJOR is 12, but nsa-kernel-cu12 is not installed; run: pip install "nsa-kernel[cu12]==1.2.3"',
+            "NSA_KERNEL_CUDA_MAJOR is 12, but nsa-kernel-cu12 is not installed; "
+            'run: pip install "nsa-kernel[cu12]==1.2.3"',
         ),
         (BOTH, 13, "x", "NSA_KERNEL_CUDA_MAJOR is 'x', must be 12 or 13"),
     ],

@@ -46,9 +46,11 @@ def sglang_folder():
     folder = PEERS / "sglang-0.5.23-py{}.{}".format(*sys.version_info)
     if folder.is_dir():
         return folder
-    unfinished = folder.with_suffix(".unfinished")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:", "--upgrade"]
-    done = subprocess.run([*command, "--target", unfinished, *NEEDED], capture_output=True, text=True, check=False)
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:", "--retries=1"]
+    done = subprocess.run(
+        [*command, "--upgrade", "--target", unfinished, *NEEDED], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         reason = f"{SGLANG} cannot be fetched: {done.stderr.strip().splitlines()[-1:]}"
         if os.environ.get("NSA_KERNEL_TEST_SGLANG") == "required":
@@ -227,6 +229,7 @@ def stays_untouched(folder, available=True):
         ),
         (child_with_a_function_gone, {}, f"{METADATA}.fused_dsa_target_verify_metadata cannot be found"),
     ],
+    ids=["switched_off", "no_cuda_device", "rocm", "unknown_signature", "function_gone"],
 )
 def test_sglang_stays_untouched_and_the_log_says_why(sglang_folder, child, environment, reason):
     log = in_child(sglang_folder, child, **environment)

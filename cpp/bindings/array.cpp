@@ -17,7 +17,8 @@ constexpr nb::dlpack::dtype kInt64 = nb::dtype<int64_t>();
 
 /// The exchange table that a type carries, or null.
 const ExchangeTable* look_up_table(PyTypeObject* type) {
-  const nb::object capsule = nb::getattr(nb::handle(reinterpret_cast<PyObject*>(type)), "__dlpack_c_exchange_api__", nb::none());
+  const nb::object capsule =
+      nb::getattr(nb::handle(reinterpret_cast<PyObject*>(type)), "__dlpack_c_exchange_api__", nb::none());
   if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return nullptr;
   auto table = static_cast<const ExchangeTable*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
   while (table != nullptr && table->major != kExchangeMajor) table = table->previous;
@@ -75,7 +76,8 @@ TypeCache types;
 
 std::string dtype_name(nb::dlpack::dtype dtype) {
   const char* const names[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
-  std::string name = dtype.code < std::size(names) ? names[dtype.code] : "dtype code " + std::to_string(dtype.code) + ", ";
+  std::string name =
+      dtype.code < std::size(names) ? names[dtype.code] : "dtype code " + std::to_string(dtype.code) + ", ";
   if (name != "bool") name += std::to_string(dtype.bits);
   return dtype.lanes == 1 ? name : name + "x" + std::to_string(dtype.lanes);
 }
@@ -97,10 +99,11 @@ std::string take_error() {
   return first_line(error);
 }
 
-/// A capsule from `__dlpack__`, safe to read on `stream`.
-nb::object export_on(nb::handle array, Stream stream) {
-  // The protocol has no 0: the legacy default stream is 1.
-  const size_t handle = stream == nullptr ? 1 : reinterpret_cast<size_t>(stream);
+/// A capsule from `__dlpack__`. Work is enqueued in stream order, so nothing has to be synchronized for it; JAX has no
+/// stream that its users could order work on, so it is told `stream` and makes that wait.
+nb::object export_on(nb::handle array, Stream stream, bool is_jax) {
+  constexpr int64_t kNoSynchronization = -1, kLegacy = 1;  // the protocol has no 0
+  const int64_t handle = !is_jax ? kNoSynchronization : stream == nullptr ? kLegacy : reinterpret_cast<int64_t>(stream);
   const nb::object method = array.attr("__dlpack__");
   try {
     return method(nb::arg("stream") = handle, nb::arg("max_version") = nb::make_tuple(1, 0));
@@ -158,8 +161,8 @@ int64_t Arguments::integer(const char* name, nb::handle value) const {
   int overflow = 0;
   const int64_t result = PyLong_AsLongLongAndOverflow(index.ptr(), &overflow);
   if (overflow != 0) {
-    throw nb::value_error((std::string(op_) + ": " + name + " is " + nb::str(index).c_str() +
-                           ", must fit in 64 bits").c_str());
+    throw nb::value_error(
+        (std::string(op_) + ": " + name + " is " + nb::str(index).c_str() + ", must fit in 64 bits").c_str());
   }
   return result;
 }
@@ -176,7 +179,8 @@ void Arguments::share_device(const char* name, Device device) {
     device_ = device;
   } else if (device.type != device_.type || device.index != device_.index) {
     throw nb::value_error((std::string(op_) + ": " + name + " is on " + device_name(device) + ", must be on " +
-                           device_name(device_) + " like " + first_name_).c_str());
+                           device_name(device_) + " like " + first_name_)
+                              .c_str());
   }
 }
 
@@ -188,7 +192,8 @@ Arguments::Raw Arguments::imported(const char* name, nb::handle array, bool writ
       const auto [kind, index] = dlpack_device(array);
       if (kind == kDlCuda || kind == kDlCudaManaged) {
         if (!given_stream_) find_source();
-        source = export_on(array, given_stream_ ? stream_ : source_.current({DeviceType::cuda, index}));
+        const Stream stream = given_stream_ ? stream_ : source_.current({DeviceType::cuda, index});
+        source = export_on(array, stream, types.of(Py_TYPE(array.ptr())).is_jax);
       }
     } catch (nb::python_error& error) {
       if (!error.matches(PyExc_Exception)) throw;
@@ -208,17 +213,20 @@ Arguments::Raw Arguments::imported(const char* name, nb::handle array, bool writ
     refuse(name, "is read-only, must be writable");
   }
   imports_.push_back(result);
-  return {const_cast<void*>(result.data()), result.dtype(), {result.device_type(), result.device_id()},
-          static_cast<int>(result.ndim()), result.shape_ptr(), result.stride_ptr()};
+  return {const_cast<void*>(result.data()), result.dtype(),     {result.device_type(), result.device_id()},
+          static_cast<int>(result.ndim()),  result.shape_ptr(), result.stride_ptr()};
 }
 
 Arguments::Raw Arguments::borrowed(const char* name, nb::handle array, const ExchangeTable& table) const {
   dltensor tensor;
   if (table.borrow_from_object(array.ptr(), &tensor) != 0) {
-    refuse(name, is_a(array) + " that cannot be exported (" +
-                     take_error() + "), must be an array that exports DLPack");
+    refuse(name, is_a(array) + " that cannot be exported (" + take_error() + "), must be an array that exports DLPack");
   }
-  return {static_cast<char*>(tensor.data) + tensor.byte_offset, tensor.dtype, tensor.device, tensor.ndim, tensor.shape,
+  return {static_cast<char*>(tensor.data) + tensor.byte_offset,
+          tensor.dtype,
+          tensor.device,
+          tensor.ndim,
+          tensor.shape,
           tensor.strides};
 }
 
@@ -228,7 +236,8 @@ Arguments::Tensor Arguments::read(const char* name, nb::handle array, int ndim, 
   const Raw raw = table != nullptr ? borrowed(name, array, *table) : imported(name, array, writable);
   const bool int64 = raw.dtype == kInt64 && ndim == 1 && !writable;
   if (raw.dtype != kInt32 && !int64) {
-    refuse(name, "has dtype " + dtype_name(raw.dtype) + ", must be int32" + (ndim == 1 && !writable ? " or int64" : ""));
+    refuse(name,
+           "has dtype " + dtype_name(raw.dtype) + ", must be int32" + (ndim == 1 && !writable ? " or int64" : ""));
   }
   if (raw.ndim != ndim) {
     refuse(name, "has " + std::to_string(raw.ndim) + " dimensions, must have " + std::to_string(ndim));

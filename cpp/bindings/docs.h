@@ -7,47 +7,47 @@ constexpr const char* kCudaErrorDoc =
     "A CUDA call that failed, CUDA arrays given to a build without CUDA, or a waiting call inside a stream capture.\n\n"
     "Attributes:\n    code: The `cudaError_t`.";
 
-#define NSA_KERNEL_DRAFT_EXTEND_INPUTS                                                                           \
+#define NSA_KERNEL_DRAFT_EXTEND_INPUTS                                                                              \
   "extend_seq_lens: object, seq_lens: object, nsa_index_topk: typing.SupportsIndex, out_seqlens_expanded: object, " \
   "out_nsa_cache_seqlens: object"
 #define NSA_KERNEL_VARIANT "variant: typing.Literal['optimized', 'adaptive', 'basic'] = 'optimized'"
 #define NSA_KERNEL_STREAM "stream: typing.Any = None"
 
-#define NSA_KERNEL_DRAFT_EXTEND_RULE                                                                     \
-  "    t = 0\n"                                                                                           \
-  "    for b in range(bs):\n"                                                                             \
-  "        for j in range(max(extend_seq_lens[b], 0)):\n"                                                 \
-  "            if t < capacity:\n"                                                                        \
-  "                out_seqlens_expanded[t] = max(seq_lens[b] - extend_seq_lens[b] + 1 + j, 0)\n"          \
-  "                out_nsa_cache_seqlens[t] = min(out_seqlens_expanded[t], nsa_index_topk)\n"             \
-  "            t += 1\n"                                                                                  \
-  "    num_tokens = t\n\n"                                                                                \
+#define NSA_KERNEL_DRAFT_EXTEND_RULE                                                             \
+  "    t = 0\n"                                                                                  \
+  "    for b in range(bs):\n"                                                                    \
+  "        for j in range(max(extend_seq_lens[b], 0)):\n"                                        \
+  "            if t < capacity:\n"                                                               \
+  "                out_seqlens_expanded[t] = max(seq_lens[b] - extend_seq_lens[b] + 1 + j, 0)\n" \
+  "                out_nsa_cache_seqlens[t] = min(out_seqlens_expanded[t], nsa_index_topk)\n"    \
+  "            t += 1\n"                                                                         \
+  "    num_tokens = t\n\n"                                                                       \
   "Elements past the last token keep what they held.\n\n"
 
 #define NSA_KERNEL_DRAFT_EXTEND_ARGS                                                                                \
-  "Args:\n"                                                                                                          \
-  "    extend_seq_lens: [bs] int32 or int64, tokens that each request adds.\n"                                       \
-  "    seq_lens: [bs] int32 or int64, KV length of each request, added tokens included.\n"                           \
-  "    nsa_index_topk: KV entries that sparse attention keeps per token.\n"                                          \
-  "    out_seqlens_expanded: [>= tokens] int32, KV length that each token sees.\n"                                   \
-  "    out_nsa_cache_seqlens: [>= tokens] int32, the same, at most `nsa_index_topk`. The capacity is the shorter\n"  \
+  "Args:\n"                                                                                                         \
+  "    extend_seq_lens: [bs] int32 or int64, tokens that each request adds.\n"                                      \
+  "    seq_lens: [bs] int32 or int64, KV length of each request, added tokens included.\n"                          \
+  "    nsa_index_topk: KV entries that sparse attention keeps per token.\n"                                         \
+  "    out_seqlens_expanded: [>= tokens] int32, KV length that each token sees.\n"                                  \
+  "    out_nsa_cache_seqlens: [>= tokens] int32, the same, at most `nsa_index_topk`. The capacity is the shorter\n" \
   "        of the two outputs.\n"
 
-#define NSA_KERNEL_STREAM_ARG                                                                                       \
+#define NSA_KERNEL_STREAM_ARG \
   "    stream: None for the framework's current stream, an int handle, or an object with `__cuda_stream__`.\n"
 
-#define NSA_KERNEL_RAISES                                                                                          \
-  "Raises:\n"                                                                                                       \
-  "    TypeError: An argument is not an array, or its dtype, rank, layout, device kind or stream does not fit.\n"   \
-  "    ValueError: Sizes or devices disagree, or a number or word is not allowed.\n"                                \
+#define NSA_KERNEL_RAISES                                                                                         \
+  "Raises:\n"                                                                                                     \
+  "    TypeError: An argument is not an array, or its dtype, rank, layout, device kind or stream does not fit.\n" \
+  "    ValueError: Sizes or devices disagree, or a number or word is not allowed.\n"                              \
   "    CudaError: CUDA failed.\n"
 
 constexpr const char* kFillDraftExtendSignature =
-    "def fill_draft_extend_metadata(" NSA_KERNEL_DRAFT_EXTEND_INPUTS ", out_num_tokens: object | None = None, *, " NSA_KERNEL_VARIANT
-    ", " NSA_KERNEL_STREAM ") -> None";
+    "def fill_draft_extend_metadata(" NSA_KERNEL_DRAFT_EXTEND_INPUTS
+    ", out_num_tokens: object | None = None, *, " NSA_KERNEL_VARIANT ", " NSA_KERNEL_STREAM ") -> None";
 constexpr const char* kFillDraftExtendDoc =
-    "Fills the lengths that each draft token sees; never waits for the device.\n\n" NSA_KERNEL_DRAFT_EXTEND_RULE
-        NSA_KERNEL_DRAFT_EXTEND_ARGS
+    "Fills the lengths that each draft token sees; never waits for the "
+    "device.\n\n" NSA_KERNEL_DRAFT_EXTEND_RULE NSA_KERNEL_DRAFT_EXTEND_ARGS
     "    out_num_tokens: [>= 1] int32 or None, the number of tokens, also when it exceeds the capacity.\n"
     "    variant: How the request of a token is found; the result is the same.\n" NSA_KERNEL_STREAM_ARG
     "\n" NSA_KERNEL_RAISES;
@@ -64,13 +64,14 @@ constexpr const char* kFillDraftExtendCudaDoc =
     "\nReturns:\n    The number of tokens.\n\n" NSA_KERNEL_RAISES
     "    ValueError: The count exceeds the capacity; what fits is written.\n";
 
-#define NSA_KERNEL_DIRECT_SIGNATURE(variant)                                                                      \
+#define NSA_KERNEL_DIRECT_SIGNATURE(variant)                                                                  \
   "def fill_draft_extend_metadata_cuda_" variant "(" NSA_KERNEL_DRAFT_EXTEND_INPUTS ", *, " NSA_KERNEL_STREAM \
   ") -> typing.Any"
-#define NSA_KERNEL_DIRECT_DOC(variant)                                                                             \
-  "`fill_draft_extend_metadata` with variant `" variant "`, which returns the count as an array; never waits.\n\n" \
-  NSA_KERNEL_DRAFT_EXTEND_ARGS NSA_KERNEL_STREAM_ARG                                                               \
-  "\nReturns:\n    [1] int32 on the inputs' device and of their framework, the number of tokens.\n\n" NSA_KERNEL_RAISES
+#define NSA_KERNEL_DIRECT_DOC(variant)                                                                          \
+  "`fill_draft_extend_metadata` with variant `" variant                                                         \
+  "`, which returns the count as an array; never waits.\n\n" NSA_KERNEL_DRAFT_EXTEND_ARGS NSA_KERNEL_STREAM_ARG \
+  "\nReturns:\n    [1] int32 on the inputs' device and of their framework, the number of "                      \
+  "tokens.\n\n" NSA_KERNEL_RAISES
 
 constexpr const char* kBasicSignature = NSA_KERNEL_DIRECT_SIGNATURE("basic");
 constexpr const char* kBasicDoc = NSA_KERNEL_DIRECT_DOC("basic");
@@ -80,21 +81,21 @@ constexpr const char* kOptimizedSignature = NSA_KERNEL_DIRECT_SIGNATURE("optimiz
 constexpr const char* kOptimizedDoc = NSA_KERNEL_DIRECT_DOC("optimized");
 
 constexpr const char* kDraftExtendPlanSignature =
-    "def __init__(self, " NSA_KERNEL_DRAFT_EXTEND_INPUTS ", out_num_tokens: object | None = None, *, " NSA_KERNEL_VARIANT
-    ") -> None";
+    "def __init__(self, " NSA_KERNEL_DRAFT_EXTEND_INPUTS
+    ", out_num_tokens: object | None = None, *, " NSA_KERNEL_VARIANT ") -> None";
 constexpr const char* kDraftExtendPlanDoc =
     "`fill_draft_extend_metadata`, bound to its arrays: checked once, run every step.\n\n"
     "Keeps the arrays alive and reads them anew in each run. With the variants `basic` and `adaptive`, a CUDA graph\n"
     "captured from the plan uses its workspace: keep the plan as long as the graph.";
 
-#define NSA_KERNEL_REPLAY_ARGUMENTS                                                                                \
-  "mode: typing.Literal['decode', 'target_verify', 'draft_extend'], *, seq_lens: object, "                          \
-  "nsa_index_topk: typing.SupportsIndex, req_pool_indices: object | None = None, "                                  \
-  "req_to_token: object | None = None, extend_seq_lens: object | None = None, "                                     \
-  "num_draft_tokens: typing.SupportsIndex | None = None, page_size: typing.SupportsIndex = 1, "                     \
-  "cache_seqlens: object | None = None, cu_seqlens_k: object | None = None, "                                       \
-  "seqlens_expanded: object | None = None, nsa_cache_seqlens: object | None = None, "                               \
-  "nsa_cu_seqlens_k: object | None = None, page_table: object | None = None, "                                      \
+#define NSA_KERNEL_REPLAY_ARGUMENTS                                                             \
+  "mode: typing.Literal['decode', 'target_verify', 'draft_extend'], *, seq_lens: object, "      \
+  "nsa_index_topk: typing.SupportsIndex, req_pool_indices: object | None = None, "              \
+  "req_to_token: object | None = None, extend_seq_lens: object | None = None, "                 \
+  "num_draft_tokens: typing.SupportsIndex | None = None, page_size: typing.SupportsIndex = 1, " \
+  "cache_seqlens: object | None = None, cu_seqlens_k: object | None = None, "                   \
+  "seqlens_expanded: object | None = None, nsa_cache_seqlens: object | None = None, "           \
+  "nsa_cu_seqlens_k: object | None = None, page_table: object | None = None, "                  \
   "real_page_table: object | None = None, ctx_lens_2d: object | None = None, num_tokens: object | None = None"
 
 constexpr const char* kFillReplaySignature =

@@ -74,9 +74,8 @@ class Bound {
     return 0;
   }
 
-  static inline PyType_Slot slots[] = {{Py_tp_traverse, reinterpret_cast<void*>(traverse)},
-                                       {Py_tp_clear, reinterpret_cast<void*>(clear)},
-                                       {0, nullptr}};
+  static inline PyType_Slot slots[] = {
+      {Py_tp_traverse, reinterpret_cast<void*>(traverse)}, {Py_tp_clear, reinterpret_cast<void*>(clear)}, {0, nullptr}};
 
  private:
   const char* op_;
@@ -111,8 +110,8 @@ void fill_draft_extend(nb::handle q, nb::handle k, nb::handle topk, nb::handle e
   fill_draft_extend_metadata(buffers, parse(kDraftExtend, "variant", variant, kVariants), args.stream());
 }
 
-int64_t fill_draft_extend_and_wait(nb::handle q, nb::handle k, nb::handle topk, nb::handle expanded,
-                                   nb::handle clipped, bool use_adaptive, bool use_optimized, nb::handle stream) {
+int64_t fill_draft_extend_and_wait(nb::handle q, nb::handle k, nb::handle topk, nb::handle expanded, nb::handle clipped,
+                                   bool use_adaptive, bool use_optimized, nb::handle stream) {
   const nb::handle all[] = {q, k, expanded, clipped};
   Arguments args(kDraftExtend, all, stream);
   const DraftExtend buffers = draft_extend_buffers(args, q, k, topk, expanded, clipped, nb::none());
@@ -206,7 +205,8 @@ void def_replay(nb::module_& m, nb::class_<Bound<ReplayPlan>>& plan, std::index_
       [](Handle<kIndex>... in, nb::handle stream) {
         const nb::handle all[] = {in...};
         Arguments args(kReplay, all, stream);
-        fill_replay_metadata(replay_buffers(args, ReplayArguments{in...}), args.stream());
+        const Replay buffers = replay_buffers(args, ReplayArguments{in...});
+        fill_replay_metadata(buffers, args.stream());
       },
       arguments..., "stream"_a = nb::none(), nb::sig(kFillReplaySignature), kFillReplayDoc);
   plan.def(
@@ -256,8 +256,8 @@ nb::dict kernel_info() {
 
 /// Makes `CudaError` and has C++ errors raised as it.
 void def_cuda_error(nb::module_& m) {
-  const nb::object type = nb::steal(PyErr_NewExceptionWithDoc("nsa_kernel.CudaError", kCudaErrorDoc,
-                                                              PyExc_RuntimeError, nullptr));
+  const nb::object type =
+      nb::steal(PyErr_NewExceptionWithDoc("nsa_kernel.CudaError", kCudaErrorDoc, PyExc_RuntimeError, nullptr));
   if (!type.is_valid()) throw nb::python_error();
   m.attr("CudaError") = type;
   nb::register_exception_translator(
@@ -279,17 +279,19 @@ NB_MODULE(_ext, m) {
   m.attr("__version__") = version();
   def_cuda_error(m);
 
-  m.def("fill_draft_extend_metadata", fill_draft_extend, "extend_seq_lens"_a.none(), "seq_lens"_a.none(), "nsa_index_topk"_a.none(),
-        "out_seqlens_expanded"_a.none(), "out_nsa_cache_seqlens"_a.none(), "out_num_tokens"_a = nb::none(), nb::kw_only(),
-        "variant"_a.none() = "optimized", "stream"_a = nb::none(), nb::sig(kFillDraftExtendSignature), kFillDraftExtendDoc);
+  m.def("fill_draft_extend_metadata", fill_draft_extend, "extend_seq_lens"_a.none(), "seq_lens"_a.none(),
+        "nsa_index_topk"_a.none(), "out_seqlens_expanded"_a.none(), "out_nsa_cache_seqlens"_a.none(),
+        "out_num_tokens"_a = nb::none(), nb::kw_only(), "variant"_a.none() = "optimized", "stream"_a = nb::none(),
+        nb::sig(kFillDraftExtendSignature), kFillDraftExtendDoc);
   m.def("fill_draft_extend_metadata_cuda", fill_draft_extend_and_wait, "extend_seq_lens"_a.none(), "seq_lens"_a.none(),
-        "nsa_index_topk"_a.none(), "out_seqlens_expanded"_a.none(), "out_nsa_cache_seqlens"_a.none(), "use_adaptive"_a = true,
-        "use_optimized"_a = true, nb::kw_only(), "stream"_a = nb::none(), nb::sig(kFillDraftExtendCudaSignature),
-        kFillDraftExtendCudaDoc);
+        "nsa_index_topk"_a.none(), "out_seqlens_expanded"_a.none(), "out_nsa_cache_seqlens"_a.none(),
+        "use_adaptive"_a = true, "use_optimized"_a = true, nb::kw_only(), "stream"_a = nb::none(),
+        nb::sig(kFillDraftExtendCudaSignature), kFillDraftExtendCudaDoc);
   m.attr("fill_draft_extend_metadata_inplace") = m.attr("fill_draft_extend_metadata_cuda");
   const auto def_direct = [&](const char* name, auto function, const char* signature, const char* doc) {
-    m.def(name, function, "extend_seq_lens"_a.none(), "seq_lens"_a.none(), "nsa_index_topk"_a.none(), "out_seqlens_expanded"_a.none(),
-          "out_nsa_cache_seqlens"_a.none(), nb::kw_only(), "stream"_a = nb::none(), nb::sig(signature), doc);
+    m.def(name, function, "extend_seq_lens"_a.none(), "seq_lens"_a.none(), "nsa_index_topk"_a.none(),
+          "out_seqlens_expanded"_a.none(), "out_nsa_cache_seqlens"_a.none(), nb::kw_only(), "stream"_a = nb::none(),
+          nb::sig(signature), doc);
   };
   def_direct("fill_draft_extend_metadata_cuda_basic", fill_draft_extend_and_return_count<Variant::basic>,
              kBasicSignature, kBasicDoc);
@@ -300,9 +302,10 @@ NB_MODULE(_ext, m) {
 
   nb::class_<Bound<DraftExtendPlan>>(m, "DraftExtendPlan", nb::type_slots(Bound<DraftExtendPlan>::slots),
                                      kDraftExtendPlanDoc)
-      .def("__init__", new_draft_extend_plan, "extend_seq_lens"_a.none(), "seq_lens"_a.none(), "nsa_index_topk"_a.none(),
-           "out_seqlens_expanded"_a.none(), "out_nsa_cache_seqlens"_a.none(), "out_num_tokens"_a = nb::none(), nb::kw_only(),
-           "variant"_a.none() = "optimized", nb::sig(kDraftExtendPlanSignature))
+      .def("__init__", new_draft_extend_plan, "extend_seq_lens"_a.none(), "seq_lens"_a.none(),
+           "nsa_index_topk"_a.none(), "out_seqlens_expanded"_a.none(), "out_nsa_cache_seqlens"_a.none(),
+           "out_num_tokens"_a = nb::none(), nb::kw_only(), "variant"_a.none() = "optimized",
+           nb::sig(kDraftExtendPlanSignature))
       .def("run", &Bound<DraftExtendPlan>::run, "stream"_a = nb::none(), nb::sig(kRunSignature), kRunDoc);
 
   nb::class_<Bound<ReplayPlan>> replay_plan(m, "ReplayPlan", nb::type_slots(Bound<ReplayPlan>::slots), kReplayPlanDoc);

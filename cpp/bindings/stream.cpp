@@ -74,10 +74,10 @@ Stream stream_handle(const char* op, nb::handle stream) {
   if (nb::hasattr(stream, "__cuda_stream__") && ask_for_handle(stream, handle)) return handle;
   // torch before 2.10 names the handle by this attribute alone.
   if (to_handle(nb::getattr(stream, "cuda_stream", nb::none()), handle)) return handle;
-  const std::string kind = PyLong_Check(stream.ptr()) ? nb::repr(stream).c_str()
-                                                      : std::string("a ") + nb::type_name(stream.type()).c_str();
-  const std::string message = std::string(op) + ": stream is " + kind +
-                              ", must be None, an int handle, or an object with __cuda_stream__";
+  const std::string kind =
+      PyLong_Check(stream.ptr()) ? nb::repr(stream).c_str() : std::string("a ") + nb::type_name(stream.type()).c_str();
+  const std::string message =
+      std::string(op) + ": stream is " + kind + ", must be None, an int handle, or an object with __cuda_stream__";
   throw nb::type_error(message.c_str());
 }
 

@@ -31,8 +31,7 @@ void check_mode(const Replay& args) {
     require(!args.ctx_lens_2d, "ctx_lens_2d is given in mode decode, must be absent");
     return;
   }
-  require(args.num_draft_tokens.has_value(), "num_draft_tokens is absent in mode ", name(args.mode),
-          ", must be given");
+  require(args.num_draft_tokens.has_value(), "num_draft_tokens is absent in mode ", name(args.mode), ", must be given");
   require.not_negative("num_draft_tokens", *args.num_draft_tokens);
   require.at_most("num_draft_tokens", *args.num_draft_tokens, rules::kMaxStored);
 }
@@ -113,8 +112,7 @@ void fill_on_cpu(const Replay& args) {
   const View<int32_t>& expanded = args.seqlens_expanded;
   const View<int32_t>& clipped = args.nsa_cache_seqlens;
   const View<int32_t>& cu_clipped = args.nsa_cu_seqlens_k;
-  const int64_t capacity =
-      rules::max(rules::max(expanded.size, clipped.size), rules::max(cu_clipped.size - 1, 0));
+  const int64_t capacity = rules::max(rules::max(expanded.size, clipped.size), rules::max(cu_clipped.size - 1, 0));
 
   int32_t kv_sum = 0, clipped_sum = 0, total = 0;
   const auto store_token = [&](int64_t t, int32_t seqlen) {

@@ -12,6 +12,7 @@ constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /// A value as it is stored.
+constexpr int32_t saturated(int32_t value) { return value; }
 constexpr int32_t saturated(int64_t value) { return static_cast<int32_t>(min(value, kMaxStored)); }
 
 /// a + b as it is stored; neither is negative. Associative, so it scans.
@@ -22,12 +23,18 @@ constexpr int32_t saturating_add(int32_t a, int32_t b) {
 
 /// A length as it is read: a negative one counts as 0. The upper bound keeps what follows from overflowing, and no
 /// stored result can tell.
+constexpr int32_t length(int32_t value) { return value > 0 ? value : 0; }
 constexpr int64_t length(int64_t value) { return max(min(value, int64_t{1} << 62), 0); }
 
 /// KV entries of a request: those that `seq_lens` counts, and those of tokens that it does not count yet.
+constexpr int32_t kv_length(int32_t seq_len, int32_t uncounted) { return saturating_add(seq_len, uncounted); }
 constexpr int32_t kv_length(int64_t seq_len, int32_t uncounted) { return saturated(seq_len + uncounted); }
 
 /// KV length that the first of q tokens sees, before it is bounded below: negative in a padded row.
+constexpr int32_t first_seqlen(int32_t seq_len, int32_t uncounted, int32_t q) {
+  const int32_t more = uncounted + 1 - q;
+  return more > 0 ? saturating_add(seq_len, more) : seq_len + more;
+}
 constexpr int32_t first_seqlen(int64_t seq_len, int32_t uncounted, int64_t q) {
   return saturated(max(seq_len - q + uncounted + 1, -kMaxStored));
 }
@@ -54,19 +61,20 @@ class Divisor {
  public:
   /// `value` is from 1 to 2**31 - 1.
   constexpr explicit Divisor(int64_t value) {
-    while ((int64_t{1} << bits_) < value) ++bits_;
+    while ((int64_t{1} << (shift_ - 31)) < value) ++shift_;
     // For a dividend below 2**31, the rounded-up factor is off by too little to matter.
-    factor_ = ((uint64_t{1} << (31 + bits_)) + static_cast<uint64_t>(value) - 1) / static_cast<uint64_t>(value);
+    factor_ = static_cast<uint32_t>(((uint64_t{1} << shift_) + static_cast<uint64_t>(value) - 1) /
+                                    static_cast<uint64_t>(value));
   }
 
   /// Rounded down; the dividend is not negative.
   constexpr int32_t quotient(int32_t dividend) const {
-    return static_cast<int32_t>((static_cast<uint64_t>(dividend) * factor_) >> (31 + bits_));
+    return static_cast<int32_t>((uint64_t{static_cast<uint32_t>(dividend)} * factor_) >> shift_);
   }
 
  private:
-  uint64_t factor_ = 0;
-  int bits_ = 0;
+  uint32_t factor_ = 0;
+  int shift_ = 31;
 };
 
 /// Slots of a request that a row of `page_table` holds.

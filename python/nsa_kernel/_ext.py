@@ -16,7 +16,7 @@ CUDA_MAJORS = (12, 13)
 
 def driver_major() -> int | None:
     """The newest CUDA major version that the driver supports; None without a driver."""
-    import ctypes
+    import ctypes  # noqa: PLC0415 (only this needs it, and not every import of the package does)
 
     version = ctypes.c_int()
     try:

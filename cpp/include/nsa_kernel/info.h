@@ -11,7 +11,7 @@ namespace nsa_kernel {
 /// One CUDA device of this machine.
 struct DeviceInfo {
   std::string name;
-  int major = 0;        ///< compute capability
+  int major = 0;  ///< compute capability
   int minor = 0;
   bool usable = false;  ///< this build has code that runs on it
 };
@@ -22,7 +22,7 @@ struct Info {
   std::string cuda_version;                ///< of the toolkit that built it; empty without CUDA
   std::vector<std::string> architectures;  ///< as built, such as "90" or "75-virtual"
   std::vector<DeviceInfo> devices;
-  std::string reason;                      ///< why no device can be used; empty where one can
+  std::string reason;  ///< why no device can be used; empty where one can
 };
 
 /// Version of this library, such as "1.2.3".

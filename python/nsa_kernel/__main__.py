@@ -1,0 +1,81 @@
+"""The command line: `python -m nsa_kernel`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import _ext, benchmark, demo, get_kernel_info, verify
+
+# Headers, library and CMake package lie beside the extension, which may be another distribution's.
+INSTALLED = Path(_ext.__file__).parent
+CMAKE_DIR = INSTALLED / "lib" / "cmake" / "nsa_kernel"
+INCLUDE_DIR = INSTALLED / "include"
+
+COMMANDS = {
+    "info": "what this build holds and which devices it can use",
+    "demo": "both ops on a small batch, on the GPU where there is one",
+    "selftest": "every variant and mode against plain Python loops, on every device",
+    "bench": "quick timings on this machine",
+}
+
+
+def info_text() -> str:
+    """What `get_kernel_info` returns, for people."""
+    info = get_kernel_info()
+    lines = [
+        ("version", info["version"]),
+        ("backend", info["backend"]),
+        *([] if info["available"] else [("no GPU", info["reason"])]),
+        ("CUDA", info["cuda_version"] or "none"),
+        ("architectures", " ".join(info["architectures"]) or "none"),
+    ]
+    for index, device in enumerate(info["devices"]):
+        unusable = "" if device["usable"] else ", not one of the architectures"
+        lines.append(
+            (f"cuda:{index}", f"{device['name']}, compute capability {device['compute_capability']}{unusable}")
+        )
+    for name, how in info["variants"].items():
+        lines.append((name, f"{how} (default)" if name == info["default"] else how))
+    lines.append(("extension", _ext.__file__))
+    return "\n".join(f"{name:<15}{value}" for name, value in lines)
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """Reads the arguments of every command but `bench`, which reads its own."""
+    parser = argparse.ArgumentParser(prog="python -m nsa_kernel", description="Metadata for native sparse attention.")
+    folders = parser.add_mutually_exclusive_group()
+    folders.add_argument("--cmake-dir", action="store_true", help="print the folder of nsa_kernel-config.cmake")
+    folders.add_argument("--include-dir", action="store_true", help="print the folder of the C++ headers")
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    for name, what in COMMANDS.items():
+        command = commands.add_parser(name, help=what, description=f"Prints {what}.")
+        if name == "info":
+            command.add_argument("--json", action="store_true", help="print JSON for programs")
+    return parser, parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["bench"]:
+        return benchmark.main(argv[1:])
+    parser, options = parse(argv)
+    if options.cmake_dir:
+        print(CMAKE_DIR)
+    elif options.include_dir:
+        print(INCLUDE_DIR)
+    elif options.command == "info":
+        print(json.dumps(get_kernel_info(), indent=2) if options.json else info_text())
+    elif options.command == "demo":
+        demo.run()
+    elif options.command == "selftest":
+        return verify.run()
+    else:
+        parser.print_help()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""`python -m nsa_kernel demo`: both ops on a small batch, printed as tables."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import nsa_kernel
+
+from .devices import Device, cpu, gpus
+
+EXTEND_SEQ_LENS, SEQ_LENS, TOPK = [2, 3], [10, 15], 12
+TOKENS = sum(EXTEND_SEQ_LENS)
+PAGE_SIZE, WIDTH, PAGES = 4, 16, 4
+UNTOUCHED = -1
+
+
+def run() -> None:
+    """Prints the demo, on the first GPU that can be used, on the CPU otherwise."""
+    usable, unusable = gpus()
+    device = usable[0] if usable else cpu()
+    print(f"nsa_kernel {nsa_kernel.__version__} on {device.name}")
+    for name, why in unusable.items():
+        print(f"{name} is not used: {why}")
+    with device.current:
+        draft_extend(device)
+        replay(device)
+
+
+def draft_extend(device: Device) -> None:
+    """Two requests, whose tokens one by one see one KV entry more."""
+    q, k = device.array(EXTEND_SEQ_LENS), device.array(SEQ_LENS)
+    expanded, clipped = (device.full([TOKENS], UNTOUCHED) for _ in range(2))
+    num_tokens = nsa_kernel.fill_draft_extend_metadata_cuda(q, k, TOPK, expanded, clipped)
+    print(f"\ndraft_extend: extend_seq_lens {_row(q)}, seq_lens {_row(k)}, nsa_index_topk {TOPK}\n")
+    tokens = [(b, j) for b, count in enumerate(EXTEND_SEQ_LENS) for j in range(count)]
+    lengths = zip(expanded.tolist(), clipped.tolist(), strict=True)
+    _print_table(
+        ["request", "token", "seqlens_expanded", "nsa_cache_seqlens"],
+        [[*token, *length] for token, length in zip(tokens, lengths, strict=True)],
+    )
+    print(f"\n  {num_tokens} tokens")
+
+
+def replay(device: Device) -> None:
+    """The same batch, with all that a backend reads in a CUDA-graph replay."""
+    outputs = {
+        "cache_seqlens": device.full([2], UNTOUCHED),
+        "cu_seqlens_k": device.full([3], UNTOUCHED),
+        "seqlens_expanded": device.full([TOKENS], UNTOUCHED),
+        "nsa_cache_seqlens": device.full([TOKENS], UNTOUCHED),
+        "nsa_cu_seqlens_k": device.full([TOKENS + 1], UNTOUCHED),
+    }
+    pages = device.full([TOKENS, PAGES], UNTOUCHED)
+    nsa_kernel.fill_replay_metadata(
+        "draft_extend",
+        seq_lens=device.array(SEQ_LENS),
+        extend_seq_lens=device.array(EXTEND_SEQ_LENS),
+        nsa_index_topk=TOPK,
+        req_pool_indices=device.array([1, 0]),
+        req_to_token=device.reshape(device.array(range(2 * WIDTH)), [2, WIDTH]),
+        page_size=PAGE_SIZE,
+        real_page_table=pages,
+        **outputs,
+    )
+    print(f"\nreplay: the same batch in one launch, with pages of {PAGE_SIZE} slots; - is left as it was\n")
+    for name, values in outputs.items():
+        print(f"  {name:<18}{_row(values)}")
+    for token, row in enumerate(pages.tolist()):
+        print(f"  {'' if token else 'real_page_table':<18}{_words(row)}")
+
+
+def _row(values: Any) -> str:
+    return _words(values.tolist())
+
+
+def _words(values: Iterable[int]) -> str:
+    return " ".join("-" if value == UNTOUCHED else str(value) for value in values)
+
+
+def _print_table(header: Sequence[str], rows: Iterable[Sequence[int]]) -> None:
+    for cells in (header, *rows):
+        print("  " + "  ".join(f"{cell:>{len(name)}}" for cell, name in zip(cells, header, strict=True)))

@@ -1,0 +1,261 @@
+"""`python -m nsa_kernel selftest`: every variant and mode against plain Python loops, on every device present."""
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, chain
+from typing import Any
+
+import nsa_kernel
+
+from .devices import Device, cpu, gpus
+
+MAX_STORED = 2**31 - 1
+POISON = -77  # what an output holds before, and what stays where nothing may be written
+GUARD = 4
+MOST_TOLD = 10
+
+DRAFT_EXTEND_REQUESTS = (0, 1, 2, 16, 17, 255, 257, 1025, 5000)
+REPLAY_MODES = ("decode", "target_verify", "draft_extend", "ragged draft_extend")
+REPLAY_SIZES = ((0, 61), (1, 64), (2, 61), (17, 100), (33, 61), (257, 32), (3, 9001))  # requests, width of the pool
+
+Run = tuple[str, str]
+"""What ran, and what is wrong with it; the latter is empty where nothing is."""
+
+
+def run() -> int:
+    """Tests all devices, prints what came out, and returns the exit status."""
+    usable, unusable = gpus()
+    failed = False
+    for device in (cpu(), *usable):
+        runs, wrong = _runs_on(device)
+        failed = failed or bool(wrong)
+        print(f"{device.name}: {'FAILED' if wrong else 'ok'}, {runs} runs, {len(wrong)} wrong")
+        for line in wrong[:MOST_TOLD]:
+            print(f"  {line}")
+    for name, why in unusable.items():
+        print(f"{name}: not tested, {why}")
+    return 1 if failed else 0
+
+
+def _runs_on(device: Device) -> tuple[int, list[str]]:
+    runs, all_wrong = 0, []
+    try:
+        with device.current:
+            for what, wrong in chain(draft_extend_runs(device), replay_runs(device)):
+                runs += 1
+                if wrong:
+                    all_wrong.append(f"{what}: {wrong}")
+    except RuntimeError as error:  # a failure of CUDA, after which the device is of no more use
+        all_wrong.append(str(error))
+    return runs, all_wrong
+
+
+class Output:
+    """An int32 output between guard words, which may start at any alignment."""
+
+    def __init__(self, device: Device, shape: Sequence[int], shift: int) -> None:
+        self.start, self.size = GUARD + shift, math.prod(shape)
+        self.memory = device.full([self.start + self.size + GUARD], POISON)
+        self.array = device.reshape(self.memory[self.start : self.start + self.size], shape)
+
+    def wrong(self, name: str, expected: list[int]) -> str:
+        """Compares all of the memory."""
+        wanted = [POISON] * self.start + expected + [POISON] * GUARD
+        found = self.memory.tolist()
+        for at, (value, want) in enumerate(zip(found, wanted, strict=True)):
+            if value != want:
+                return f"{name}[{at - self.start}] is {value}, must be {want}"
+        return ""
+
+
+def _lengths(device: Device, draw: random.Random, values: list[int]) -> Any:
+    """An input: int32 or int64, dense or strided."""
+    dtype, stride = draw.choice(("int32", "int64")), draw.choice((1, 2))
+    return device.array([value for value in values for _ in range(stride)], dtype)[::stride]
+
+
+def _tokens(q: list[int], kv: list[int]) -> list[tuple[int, int]]:
+    """The request of each token, and the KV length that it sees."""
+    return [
+        (b, min(max(length - count + 1 + j, 0), MAX_STORED))
+        for b, (count, length) in enumerate(zip(q, kv, strict=True))
+        for j in range(count)
+    ]
+
+
+def _padded(values: list[int], size: int, rest: int) -> list[int]:
+    return values[:size] + [rest] * (size - len(values))
+
+
+def _running_sum(values: list[int]) -> list[int]:
+    return [min(total, MAX_STORED) for total in accumulate(values, initial=0)]
+
+
+# ---- draft_extend ----------------------------------------------------------------------------------------------------
+
+
+def _by_function(device: Device, arguments: dict[str, Any], variant: Any) -> int:
+    count = device.array([POISON])
+    nsa_kernel.fill_draft_extend_metadata(**arguments, out_num_tokens=count, variant=variant)
+    return int(count.tolist()[0])
+
+
+def _by_plan(device: Device, arguments: dict[str, Any], variant: Any) -> int:
+    count = device.array([POISON])
+    nsa_kernel.DraftExtendPlan(**arguments, out_num_tokens=count, variant=variant).run()
+    return int(count.tolist()[0])
+
+
+def _by_drop_in(_device: Device, arguments: dict[str, Any], variant: Any) -> int:
+    flags = {"use_adaptive": variant != "basic", "use_optimized": variant == "optimized"}
+    return nsa_kernel.fill_draft_extend_metadata_cuda(**arguments, **flags)
+
+
+DRAFT_EXTEND_CALLS = {
+    "fill_draft_extend_metadata": _by_function,
+    "DraftExtendPlan": _by_plan,
+    "fill_draft_extend_metadata_cuda": _by_drop_in,
+}
+
+
+def draft_extend_runs(device: Device) -> Iterator[Run]:
+    """Every variant and way to call it, with room for all tokens and for fewer."""
+    for bs in DRAFT_EXTEND_REQUESTS:
+        draw = random.Random(bs)
+        q = [draw.choice((-2, 0, 1, 1, 3, 7)) for _ in range(bs)]
+        k = [draw.choice((-3, 0, 2, MAX_STORED, draw.randrange(5000))) for _ in range(bs)]
+        topk = draw.choice((0, 3, 2048))
+        tokens = [length for _, length in _tokens([max(count, 0) for count in q], [max(length, 0) for length in k])]
+        inputs = {
+            "extend_seq_lens": _lengths(device, draw, q),
+            "seq_lens": _lengths(device, draw, k),
+            "nsa_index_topk": topk,
+        }
+        for capacity in (len(tokens), max(len(tokens) - 3, 0), len(tokens) + 5):
+            for variant in nsa_kernel.get_kernel_info()["variants"]:
+                for name, call in DRAFT_EXTEND_CALLS.items():
+                    if call is _by_drop_in and capacity < len(tokens):
+                        continue  # it refuses
+                    expanded = Output(device, [capacity], draw.randrange(4))
+                    clipped = Output(device, [capacity + draw.randrange(3)], draw.randrange(4))
+                    outputs = {"out_seqlens_expanded": expanded.array, "out_nsa_cache_seqlens": clipped.array}
+                    count = call(device, inputs | outputs, variant)
+                    seen = tokens[:capacity]
+                    clipped_seen = [min(length, topk) for length in seen]
+                    wrong = (
+                        expanded.wrong("out_seqlens_expanded", _padded(seen, expanded.size, POISON))
+                        or clipped.wrong("out_nsa_cache_seqlens", _padded(clipped_seen, clipped.size, POISON))
+                        or ("" if count == len(tokens) else f"the count is {count}, must be {len(tokens)}")
+                    )
+                    yield f"{name}, variant {variant}, {bs} requests, room for {capacity} tokens", wrong
+
+
+# ---- replay ----------------------------------------------------------------------------------------------------------
+
+
+class ReplayCase:
+    """The inputs of one refresh, as lists, and what each output must hold."""
+
+    def __init__(self, draw: random.Random, mode: str, bs: int, width: int) -> None:
+        self.n = draw.randint(1, 4)
+        self.topk, self.page_size = draw.choice((0, 5, 2048)), draw.choice((1, 3, 16, 64))
+        pool = bs + 2
+        self.slots = [[draw.randrange(-50, 1 << 20) for _ in range(width)] for _ in range(pool)]
+        self.pool_indices = [draw.randint(-1, pool) for _ in range(bs)]
+        self.seq_lens = [draw.choice((-1, MAX_STORED, width, draw.randint(0, width))) for _ in range(bs)]
+        self.ragged = mode.startswith("ragged")
+        self.extend_seq_lens = [draw.randint(-1, 4) for _ in range(bs)]
+
+        counts = {"decode": [1] * bs, "ragged draft_extend": [max(count, 0) for count in self.extend_seq_lens]}
+        self.counts = counts.get(mode, [self.n] * bs)
+        uncounted = self.n if mode == "target_verify" else 0
+        self.kv = [max(length, 0) + uncounted for length in self.seq_lens]
+        self.tokens = _tokens(self.counts, self.kv)
+        self.shapes = self._shapes(draw, mode, bs, width)
+
+    def _shapes(self, draw: random.Random, mode: str, bs: int, width: int) -> dict[str, list[int]]:
+        rows = max(len(self.tokens) + draw.randint(-3 if self.ragged else 0, 3), 1)
+        columns = width + draw.choice((-7, 0, 5))
+        shapes = {
+            "cache_seqlens": [bs],
+            "cu_seqlens_k": [bs + 1],
+            "seqlens_expanded": [rows],
+            "nsa_cache_seqlens": [rows],
+            "nsa_cu_seqlens_k": [rows + 1],
+            "page_table": [rows, columns],
+            "real_page_table": [rows, -(-columns // self.page_size)],
+            "ctx_lens_2d": [bs + 1, self.n],
+            "num_tokens": [1],
+        }
+        if self.ragged or mode == "decode":
+            del shapes["ctx_lens_2d"]
+        return shapes
+
+    def inputs(self, device: Device, draw: random.Random) -> dict[str, Any]:
+        """The arguments that are no outputs."""
+        slots = device.array(chain.from_iterable(self.slots))
+        arguments = {
+            "seq_lens": _lengths(device, draw, self.seq_lens),
+            "nsa_index_topk": self.topk,
+            "req_pool_indices": _lengths(device, draw, self.pool_indices),
+            "req_to_token": device.reshape(slots, [len(self.slots), len(self.slots[0])]),
+            "num_draft_tokens": self.n,
+            "page_size": self.page_size,
+        }
+        if self.ragged:
+            arguments["extend_seq_lens"] = _lengths(device, draw, self.extend_seq_lens)
+        return arguments
+
+    def expected(self, name: str) -> list[int]:
+        """All elements of an output, row after row."""
+        shape = self.shapes[name]
+        lengths = [length for _, length in self.tokens]
+        kv = [min(length, MAX_STORED) for length in self.kv]
+        match name:
+            case "cache_seqlens":
+                return kv
+            case "cu_seqlens_k":
+                return _running_sum(self.kv)
+            case "seqlens_expanded":
+                return _padded(lengths, shape[0], 0)
+            case "nsa_cache_seqlens":
+                return _padded([min(length, self.topk) for length in lengths], shape[0], 0)
+            case "nsa_cu_seqlens_k":
+                return _running_sum(_padded([min(length, self.topk) for length in lengths], shape[0] - 1, 0))
+            case "ctx_lens_2d":
+                return _padded([length for length in kv for _ in range(self.n)], math.prod(shape), POISON)
+            case "num_tokens":
+                return [len(self.tokens)]
+        return self._expected_table(shape[0], shape[1], 1 if name == "page_table" else self.page_size)
+
+    def _expected_table(self, rows: int, columns: int, step: int) -> list[int]:
+        table: list[int] = []
+        for b, _ in self.tokens[:rows]:
+            row = self.pool_indices[b]
+            slots = self.slots[row] if 0 <= row < len(self.slots) else [0] * len(self.slots[0])
+            live = slots[: min(self.kv[b], columns * step) : step]
+            table += _padded([slot // step for slot in live], columns, POISON)
+        return _padded(table, rows * columns, POISON)
+
+
+def replay_runs(device: Device) -> Iterator[Run]:
+    """Every mode as a function and as a plan, with all outputs and with some."""
+    for mode in REPLAY_MODES:
+        for bs, width in REPLAY_SIZES:
+            draw = random.Random(f"{mode} {bs}")
+            case = ReplayCase(draw, mode, bs, width)
+            inputs = case.inputs(device, draw)
+            some = draw.sample(sorted(case.shapes), 4)
+            for names in (list(case.shapes), some):
+                for by_plan in (False, True):
+                    outputs = {name: Output(device, case.shapes[name], draw.randrange(4)) for name in names}
+                    arguments: Any = inputs | {name: output.array for name, output in outputs.items()}
+                    step: Any = mode.removeprefix("ragged ")
+                    if by_plan:
+                        nsa_kernel.ReplayPlan(step, **arguments).run()
+                    else:
+                        nsa_kernel.fill_replay_metadata(step, **arguments)
+                    wrong = (output.wrong(name, case.expected(name)) for name, output in outputs.items())
+                    call = "ReplayPlan" if by_plan else "fill_replay_metadata"
+                    yield f"{call}, mode {mode}, {bs} requests", next(filter(None, wrong), "")
