@@ -158,10 +158,10 @@ __device__ void fill_lengths(const Args<Lengths>& args) {
     const TokenSpan span{min(request.sums.value[kTokens], args.capacity - min(at, args.capacity)), at, request.first,
                          scanned.before.value[kClipped]};
     int32_t running = span.clipped_before;
-    for_each_token(tile, span, [&](const TokenSpan& of, int32_t j, auto order) {
+    for_each_token<Order::sequential>(tile, span, [&](const TokenSpan& of, int32_t j, auto order) {
       const int32_t seqlen = rules::expanded_seqlen(of.first, j);
       const int32_t clipped = rules::clipped_seqlen(seqlen, args.topk);
-      if constexpr (std::is_same_v<decltype(order), InOrder>) {
+      if constexpr (order == Order::sequential) {
         running = rules::saturating_add(running, clipped);
       } else {
         running = rules::saturated(of.clipped_before + rules::clipped_sum(of.first, j + int64_t{1}, args.topk));

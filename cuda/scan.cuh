@@ -180,19 +180,27 @@ class RunningScan {
 /// Up to this many tokens, a request is the work of one thread.
 constexpr int kShort = 16;
 
-/// Whether a token comes right after the one that was visited before it.
-using InOrder = std::true_type;
-using Apart = std::false_type;
+/// How the tokens of a short span are visited.
+enum class Order {
+  sequential,  ///< one after the other, by one thread in one of the blocks that share the tile
+  apart,       ///< spread over those blocks
+};
 
-/// Calls `store(span, j, order)` for each token j of the span of every thread. A short span is done in order by the
-/// thread that holds it, if that `owns` it; a long one by its whole warp, in every block of the tile. Span is a struct
-/// of int32_t that has `tokens`.
-template <class Span, class Store>
+template <Order kValue>
+using OrderTag = std::integral_constant<Order, kValue>;
+
+/// Calls `store(span, j, order)` for each token j of the span of every thread. A short span is done by the thread that
+/// holds it, in `kShortOrder`; a long one by its whole warp in every block that shares the tile. `order` says whether
+/// this thread visited token j - 1 just before. Span is a struct of int32_t that has `tokens`.
+template <Order kShortOrder, class Span, class Store>
 __device__ void for_each_token(const Tile& tile, const Span& span, Store store) {
   const unsigned long_spans = __ballot_sync(kAllLanes, span.tokens > kShort);
-  const int tokens = span.tokens <= kShort && tile.owns() ? span.tokens : 0;
+  constexpr bool kSequential = kShortOrder == Order::sequential;
+  const int tokens = span.tokens <= kShort && (!kSequential || tile.owns()) ? span.tokens : 0;
 #pragma unroll 1
-  for (int j = 0; j < tokens; ++j) store(span, j, InOrder{});
+  for (int j = kSequential ? 0 : tile.share; j < tokens; j += kSequential ? 1 : tile.shares) {
+    store(span, j, OrderTag<kShortOrder>{});
+  }
 #pragma unroll 1
   for (unsigned pending = long_spans; pending != 0; pending &= pending - 1) {
     const int lane = __ffs(pending) - 1;
@@ -206,7 +214,7 @@ __device__ void for_each_token(const Tile& tile, const Span& span, Store store) 
     const int step = static_cast<int>(tile.shares * kWarp);
 #pragma unroll 1
     for (int j = tile.share * kWarp + threadIdx.x % kWarp; j < of_lane.value.tokens; j += step) {
-      store(of_lane.value, j, Apart{});
+      store(of_lane.value, j, OrderTag<Order::apart>{});
     }
   }
 }

@@ -43,7 +43,7 @@ def cpu() -> Device:
 
 
 def gpus() -> tuple[list[Device], dict[str, str]]:
-    """The GPUs that can be used, and why the others, by name, or all of CUDA cannot."""
+    """The GPUs that can be used; and by name, why another, or CUDA as a whole, cannot."""
     info = get_kernel_info()
     if not info["devices"]:
         return [], {"cuda": info["reason"]}
