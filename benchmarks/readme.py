@@ -9,6 +9,7 @@ from peers.names import CALL, COPY, COUNT, LAUNCH, NODE, PLAN, PYTHON_LOOP, REPL
 from results import Results
 
 README_BATCH_SIZES = (1, 32, 128, 1000)
+README_REPLAY_BATCHES = ("1 x 4", "32 x 4, kv 4096", "128 x 4", "256 x 2", "512 x 4")  # the rest: results.txt
 README_HOST_ROWS = (CALL, PLAN, COUNT, LAUNCH, TRITON_AFTER_ITEM, PYTHON_LOOP)
 BEGIN, END = "<!-- measured: {} -->", "<!-- /measured -->"
 BLOCK = re.compile(r"<!-- measured:? ?(?P<source>\S*) -->\n(?P<body>.*?)<!-- /measured -->", re.DOTALL)
@@ -38,10 +39,15 @@ def _draft_extend_lines(results: Results) -> list[str]:
 
 
 def _replay_lines(results: Results) -> list[str]:
-    cases = {case: rows for case, rows in by_case(results.records, "replay").items() if " uniform " in case}
+    uniform = {
+        case.replace("draft_extend uniform ", ""): rows
+        for case, rows in by_case(results.records, "replay").items()
+        if " uniform " in case
+    }
+    cases = {case: rows for case, rows in uniform.items() if case.startswith(README_REPLAY_BATCHES)}
     lines = [
         [
-            case.replace("draft_extend uniform ", ""),
+            case,
             *(_short(median(rows.get(row), "device")) for row in (REPLAY_PLAN, SGLANG_FUSED, COPY)),
         ]
         for case, rows in cases.items()

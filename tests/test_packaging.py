@@ -60,7 +60,7 @@ def check_all_files(names):
     assert [name for name in names if re.search(r"dist-info/licenses/LICENSE$", name)]
     outside = [name for name in names if not re.match(r"nsa_kernel(_cu\d+)?(/|-[^/]*\.dist-info/)", name)]
     assert outside == []
-    assert [name for name in names if re.search(r"\.(c|cc|cpp|cu|cuh)$|test|conftest|bench\.py", name)] == []
+    assert [name for name in names if re.search(r"\.(c|cc|cpp|cu|cuh)$|(^|/)(tests?[/_]|conftest)", name)] == []
 
 
 # One version.

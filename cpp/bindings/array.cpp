@@ -4,6 +4,8 @@
 #include <array>
 #include <atomic>
 
+#include "text.h"
+
 namespace nb = nanobind;
 
 namespace nsa_kernel::bindings {
@@ -26,14 +28,22 @@ const ExchangeTable* look_up_table(PyTypeObject* type) {
 }
 
 bool is_jax(nb::handle type) {
-  const std::string package = package_of(type).c_str();
+  const std::string package = package_of(type);
   return package == "jax" || package == "jaxlib";
+}
+
+/// torch's stand-ins for tensors state an address, counted from null.
+bool is_fake(nb::handle type) {
+  return package_of(type) == "torch" && utf8(nb::type_name(type)) == "torch._subclasses.fake_tensor.FakeTensor";
 }
 
 /// What is known of a type once it has been met.
 struct TypeFacts {
   const ExchangeTable* table = nullptr;
-  bool is_jax = false;  ///< its arrays are immutable, which not every export says
+  bool is_jax = false;     ///< its arrays are immutable, which not every export says
+  bool is_fake = false;    ///< its arrays have no memory
+  bool is_buffer = false;  ///< it has a buffer and no DLPack
+  bool is_numpy = false;   ///< its arrays are on the CPU, like buffers
 };
 
 /// The facts of a few types, found by their address; a full cache just looks again.
@@ -45,7 +55,10 @@ class TypeCache {
       if (known == type) return entry.facts;
       if (known == nullptr) break;
     }
-    const TypeFacts facts{look_up_table(type), is_jax(reinterpret_cast<PyObject*>(type))};
+    const nb::handle handle = reinterpret_cast<PyObject*>(type);
+    const TypeFacts facts{look_up_table(type), is_jax(handle), is_fake(handle),
+                          PyType_GetSlot(type, Py_bf_getbuffer) != nullptr && !nb::hasattr(handle, "__dlpack__"),
+                          package_of(handle) == "numpy"};
     add(type, facts);
     return facts;
   }
@@ -86,15 +99,16 @@ std::string device_name(Device device) {
   return device.type == DeviceType::cpu ? "cpu" : "cuda:" + std::to_string(device.index);
 }
 
-std::string is_a(nb::handle value) { return std::string("is a ") + nb::type_name(value.type()).c_str(); }
+std::string is_a(nb::handle value) { return "is " + a_type(value); }
 
 std::string first_line(const nb::python_error& error) {
-  const std::string text = nb::str(error.value()).c_str();
+  const std::string text = text_by(PyObject_Str, error.value());
   return text.substr(0, text.find('\n'));
 }
 
 /// The text of the Python error that is set, which it clears.
 std::string take_error() {
+  if (!PyErr_Occurred()) return "no reason was given";
   nb::python_error error;
   return first_line(error);
 }
@@ -155,16 +169,26 @@ void Arguments::refuse(const char* name, const std::string& what) const {
 int64_t Arguments::integer(const char* name, nb::handle value) const {
   const nb::object index = nb::steal(PyNumber_Index(value.ptr()));
   if (!index.is_valid()) {
-    PyErr_Clear();
-    refuse(name, is_a(value) + ", must be an int");
+    if (!PyErr_ExceptionMatches(PyExc_Exception)) throw nb::python_error();
+    const bool has_none = PyErr_ExceptionMatches(PyExc_TypeError);
+    const std::string reason = take_error();
+    refuse(name, is_a(value) + (has_none ? "" : " whose value cannot be had (" + reason + ")") + ", must be an int");
   }
   int overflow = 0;
   const int64_t result = PyLong_AsLongLongAndOverflow(index.ptr(), &overflow);
   if (overflow != 0) {
     throw nb::value_error(
-        (std::string(op_) + ": " + name + " is " + nb::str(index).c_str() + ", must fit in 64 bits").c_str());
+        (std::string(op_) + ": " + name + " is " + text_by(PyObject_Repr, index) + ", must fit in 64 bits").c_str());
   }
   return result;
+}
+
+bool Arguments::flag(const char* name, nb::handle value) const {
+  const int truth = PyObject_IsTrue(value.ptr());
+  if (truth >= 0) return truth != 0;
+  if (!PyErr_ExceptionMatches(PyExc_Exception)) throw nb::python_error();
+  const std::string reason = take_error();
+  refuse(name, is_a(value) + " whose truth cannot be had (" + reason + "), must be a bool");
 }
 
 Stream Arguments::stream() const { return given_stream_ ? stream_ : source_.current(device_); }
@@ -186,14 +210,15 @@ void Arguments::share_device(const char* name, Device device) {
 
 Arguments::Raw Arguments::imported(const char* name, nb::handle array, bool writable) {
   nb::object source = nb::borrow(array);
-  // What has a buffer is on the CPU, where no stream matters; so is a bare capsule, as far as anyone can ask it.
-  if (!PyObject_CheckBuffer(array.ptr()) && !PyCapsule_CheckExact(array.ptr())) {
+  const TypeFacts facts = types.of(Py_TYPE(array.ptr()));
+  // No stream matters on the CPU; a bare capsule has nobody to ask where it is.
+  if (!facts.is_buffer && !facts.is_numpy && !PyCapsule_CheckExact(array.ptr())) {
     try {
       const auto [kind, index] = dlpack_device(array);
       if (kind == kDlCuda || kind == kDlCudaManaged) {
         if (!given_stream_) find_source();
         const Stream stream = given_stream_ ? stream_ : source_.current({DeviceType::cuda, index});
-        source = export_on(array, stream, types.of(Py_TYPE(array.ptr())).is_jax);
+        source = export_on(array, stream, facts.is_jax);
       }
     } catch (nb::python_error& error) {
       if (!error.matches(PyExc_Exception)) throw;
@@ -201,6 +226,14 @@ Arguments::Raw Arguments::imported(const char* name, nb::handle array, bool writ
                        "), must be an array that exports DLPack");
     } catch (const nb::cast_error&) {
       refuse(name, is_a(array) + " whose device is not a pair of ints, must be an array that exports DLPack");
+    }
+  }
+  // Some buffers state no strides; a memoryview adds them.
+  if (facts.is_buffer) {
+    source = nb::steal(PyMemoryView_FromObject(array.ptr()));
+    if (!source.is_valid()) {
+      refuse(name,
+             is_a(array) + " that cannot be exported (" + take_error() + "), must be an array that exports DLPack");
     }
   }
   nb::ndarray<> writable_array;
@@ -231,9 +264,9 @@ Arguments::Raw Arguments::borrowed(const char* name, nb::handle array, const Exc
 }
 
 Arguments::Tensor Arguments::read(const char* name, nb::handle array, int ndim, bool writable) {
-  const auto [table, is_jax] = types.of(Py_TYPE(array.ptr()));
-  if (writable && is_jax) refuse(name, "is a JAX array, which is immutable, must be writable");
-  const Raw raw = table != nullptr ? borrowed(name, array, *table) : imported(name, array, writable);
+  const TypeFacts facts = types.of(Py_TYPE(array.ptr()));
+  if (writable && facts.is_jax) refuse(name, "is a JAX array, which is immutable, must be writable");
+  const Raw raw = facts.table != nullptr ? borrowed(name, array, *facts.table) : imported(name, array, writable);
   const bool int64 = raw.dtype == kInt64 && ndim == 1 && !writable;
   if (raw.dtype != kInt32 && !int64) {
     refuse(name,
@@ -241,6 +274,9 @@ Arguments::Tensor Arguments::read(const char* name, nb::handle array, int ndim, 
   }
   if (raw.ndim != ndim) {
     refuse(name, "has " + std::to_string(raw.ndim) + " dimensions, must have " + std::to_string(ndim));
+  }
+  for (int i = 0; i < ndim; ++i) {
+    if (raw.shape[i] < 0) refuse(name, "has size " + std::to_string(raw.shape[i]) + ", must have none below 0");
   }
   Device device;
   switch (raw.device.device_type) {
@@ -264,12 +300,16 @@ Arguments::Tensor Arguments::read(const char* name, nb::handle array, int ndim, 
   tensor.row_stride = has_strides && tensor.rows > 1 ? raw.strides[0] : std::max<int64_t>(tensor.cols, 1);
   static int32_t nothing;  // the address of an empty array, so that it still counts as given
   tensor.data = empty ? &nothing : raw.data;
-  if (tensor.data == nullptr) refuse(name, "has no memory, as a fake or meta tensor, must be a real array");
+  // Nothing lives on the first pages; an address there is an offset from null.
+  constexpr uintptr_t kFirstPages = 65536;
+  if (facts.is_fake || reinterpret_cast<uintptr_t>(tensor.data) < kFirstPages) {
+    refuse(name, "has no memory, as a fake or meta tensor, must be a real array");
+  }
   if (reinterpret_cast<uintptr_t>(tensor.data) % (int64 ? 8 : 4) != 0) {
     refuse(name, "starts at an address that is not a multiple of its element size, must be aligned");
   }
   share_device(name, device);
-  if (table != nullptr) source_.offer(array.type(), table);
+  if (facts.table != nullptr) source_.offer(array.type(), facts.table);
   return tensor;
 }
 
@@ -322,7 +362,7 @@ nb::object allocated(const ExchangeTable& table, Device device) {
   ManagedTensor* tensor = nullptr;
   AllocationError error;
   const auto set_error = [](void* context, const char*, const char* message) {
-    static_cast<AllocationError*>(context)->message = message;
+    static_cast<AllocationError*>(context)->message = message != nullptr ? message : "";
   };
   if (table.allocate(&prototype, &tensor, &error, set_error) != 0) {
     PyErr_Clear();
@@ -346,9 +386,12 @@ nb::object allocated_by_package(const char* package, Device device) {
 }  // namespace
 
 Element one_element(nb::handle like, nb::handle writable, Device device) {
-  const auto [table, is_jax] = types.of(Py_TYPE(like.ptr()));
-  if (is_jax) return {one_element(writable, writable, device).array, true};
-  if (table != nullptr) return {allocated(*table, device)};
+  const TypeFacts facts = types.of(Py_TYPE(like.ptr()));
+  if (facts.is_jax) return {one_element(writable, writable, device).array, true};
+  const ExchangeTable* table = facts.table;
+  if (table != nullptr && table->allocate != nullptr && table->managed_to_object != nullptr) {
+    return {allocated(*table, device)};
+  }
   return {allocated_by_package(device.type == DeviceType::cpu ? "numpy" : "cupy", device)};
 }
 

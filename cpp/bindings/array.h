@@ -33,6 +33,8 @@ class Arguments {
   TableView<int32_t> output_table(const char* name, nanobind::handle array);
   /// An integer, from anything with `__index__`.
   int64_t integer(const char* name, nanobind::handle value) const;
+  /// Whether a value counts as true.
+  bool flag(const char* name, nanobind::handle value) const;
 
   /// The device of all arrays read so far.
   Device device() const { return device_; }

@@ -13,6 +13,7 @@
 #include "nsa_kernel/error.h"
 #include "nsa_kernel/info.h"
 #include "nsa_kernel/replay.h"
+#include "text.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -28,14 +29,14 @@ template <class T, size_t kWords>
 T parse(const char* op, const char* name, nb::handle word, const std::pair<const char*, T> (&words)[kWords]) {
   const auto argument = [&] { return std::string(op) + ": " + name + " is "; };
   if (!PyUnicode_Check(word.ptr())) {
-    throw nb::type_error((argument() + "a " + nb::type_name(word.type()).c_str() + ", must be a str").c_str());
+    throw nb::type_error((argument() + a_type(word) + ", must be a str").c_str());
   }
   for (const auto& [text, value] : words) {
     if (PyUnicode_CompareWithASCIIString(word.ptr(), text) == 0) return value;
   }
   std::string all;
   for (const auto& [text, value] : words) all += (all.empty() ? "'" : ", '") + std::string(text) + "'";
-  throw nb::value_error((argument() + nb::repr(word).c_str() + ", must be one of " + all).c_str());
+  throw nb::value_error((argument() + text_by(PyObject_Repr, word) + ", must be one of " + all).c_str());
 }
 
 constexpr std::pair<const char*, Variant> kVariants[] = {
@@ -92,9 +93,10 @@ DraftExtend draft_extend_buffers(Arguments& args, nb::handle extend_seq_lens, nb
                                  nb::handle nsa_index_topk, nb::handle out_seqlens_expanded,
                                  nb::handle out_nsa_cache_seqlens, nb::handle out_num_tokens) {
   DraftExtend buffers;
+  // Numbers before addresses: reading one may run Python code.
+  buffers.nsa_index_topk = args.integer("nsa_index_topk", nsa_index_topk);
   buffers.extend_seq_lens = args.lengths("extend_seq_lens", extend_seq_lens);
   buffers.seq_lens = args.lengths("seq_lens", seq_lens);
-  buffers.nsa_index_topk = args.integer("nsa_index_topk", nsa_index_topk);
   buffers.out_seqlens_expanded = args.output("out_seqlens_expanded", out_seqlens_expanded);
   buffers.out_nsa_cache_seqlens = args.output("out_nsa_cache_seqlens", out_nsa_cache_seqlens);
   if (!out_num_tokens.is_none()) buffers.out_num_tokens = args.output("out_num_tokens", out_num_tokens);
@@ -111,11 +113,13 @@ void fill_draft_extend(nb::handle q, nb::handle k, nb::handle topk, nb::handle e
 }
 
 int64_t fill_draft_extend_and_wait(nb::handle q, nb::handle k, nb::handle topk, nb::handle expanded, nb::handle clipped,
-                                   bool use_adaptive, bool use_optimized, nb::handle stream) {
+                                   nb::handle use_adaptive, nb::handle use_optimized, nb::handle stream) {
   const nb::handle all[] = {q, k, expanded, clipped};
   Arguments args(kDraftExtend, all, stream);
+  const bool adaptive = args.flag("use_adaptive", use_adaptive);
+  const bool optimized = args.flag("use_optimized", use_optimized);
   const DraftExtend buffers = draft_extend_buffers(args, q, k, topk, expanded, clipped, nb::none());
-  const Variant variant = use_optimized ? Variant::optimized : use_adaptive ? Variant::adaptive : Variant::basic;
+  const Variant variant = optimized ? Variant::optimized : adaptive ? Variant::adaptive : Variant::basic;
   const Stream on = args.stream();
   int64_t tokens = 0;
   {
@@ -173,13 +177,14 @@ Replay replay_buffers(Arguments& args, const ReplayArguments& in) {
   };
   Replay buffers;
   buffers.mode = parse(kReplay, "mode", in.mode, kModes);
-  buffers.seq_lens = args.lengths("seq_lens", in.seq_lens);
+  // Numbers before addresses: reading one may run Python code.
   buffers.nsa_index_topk = args.integer("nsa_index_topk", in.nsa_index_topk);
+  if (!in.num_draft_tokens.is_none()) buffers.num_draft_tokens = args.integer("num_draft_tokens", in.num_draft_tokens);
+  buffers.page_size = args.integer("page_size", in.page_size);
+  buffers.seq_lens = args.lengths("seq_lens", in.seq_lens);
   buffers.req_pool_indices = lengths("req_pool_indices", in.req_pool_indices);
   if (!in.req_to_token.is_none()) buffers.req_to_token = args.table("req_to_token", in.req_to_token);
   buffers.extend_seq_lens = lengths("extend_seq_lens", in.extend_seq_lens);
-  if (!in.num_draft_tokens.is_none()) buffers.num_draft_tokens = args.integer("num_draft_tokens", in.num_draft_tokens);
-  buffers.page_size = args.integer("page_size", in.page_size);
   buffers.cache_seqlens = output("cache_seqlens", in.cache_seqlens);
   buffers.cu_seqlens_k = output("cu_seqlens_k", in.cu_seqlens_k);
   buffers.seqlens_expanded = output("seqlens_expanded", in.seqlens_expanded);
@@ -285,7 +290,7 @@ NB_MODULE(_ext, m) {
         nb::sig(kFillDraftExtendSignature), kFillDraftExtendDoc);
   m.def("fill_draft_extend_metadata_cuda", fill_draft_extend_and_wait, "extend_seq_lens"_a.none(), "seq_lens"_a.none(),
         "nsa_index_topk"_a.none(), "out_seqlens_expanded"_a.none(), "out_nsa_cache_seqlens"_a.none(),
-        "use_adaptive"_a = true, "use_optimized"_a = true, nb::kw_only(), "stream"_a = nb::none(),
+        "use_adaptive"_a.none() = true, "use_optimized"_a.none() = true, nb::kw_only(), "stream"_a = nb::none(),
         nb::sig(kFillDraftExtendCudaSignature), kFillDraftExtendCudaDoc);
   m.attr("fill_draft_extend_metadata_inplace") = m.attr("fill_draft_extend_metadata_cuda");
   const auto def_direct = [&](const char* name, auto function, const char* signature, const char* doc) {

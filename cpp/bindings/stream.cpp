@@ -2,6 +2,8 @@
 
 #include <string>
 
+#include "text.h"
+
 namespace nb = nanobind;
 
 namespace nsa_kernel::bindings {
@@ -35,10 +37,10 @@ bool ask_for_handle(nb::handle stream, Stream& handle) {
 
 }  // namespace
 
-nb::str package_of(nb::handle type) {
-  const nb::object module = nb::getattr(type, "__module__", nb::str(""));
-  if (!nb::isinstance<nb::str>(module)) return nb::str("");
-  return nb::str(module.attr("partition")(".")[0]);
+std::string package_of(nb::handle type) {
+  const nb::object module = nb::getattr(type, "__module__", nb::none());
+  const std::string name = nb::isinstance<nb::str>(module) ? utf8(module) : "";
+  return name.substr(0, name.find('.'));
 }
 
 void StreamSource::offer(nb::handle type, const ExchangeTable* table) {
@@ -48,7 +50,7 @@ void StreamSource::offer(nb::handle type, const ExchangeTable* table) {
     table_ = table;
     return;
   }
-  const std::string package = package_of(type).c_str();
+  const std::string package = package_of(type);
   if (package == "torch") kind_ = Kind::torch;
   if (package == "cupy") kind_ = Kind::cupy;
 }
@@ -57,7 +59,10 @@ Stream StreamSource::current(Device device) const {
   if (device.type != DeviceType::cuda || kind_ == Kind::none) return nullptr;
   Stream handle = nullptr;
   if (kind_ == Kind::table) {
-    if (table_->current_stream(kDlCuda, device.index, &handle) != 0) throw nb::python_error();
+    if (table_->current_stream(kDlCuda, device.index, &handle) != 0) {
+      if (!PyErr_Occurred()) PyErr_SetString(PyExc_RuntimeError, "the framework gave no current stream, and no reason");
+      throw nb::python_error();
+    }
     return handle;
   }
   const nb::object stream =
@@ -74,8 +79,7 @@ Stream stream_handle(const char* op, nb::handle stream) {
   if (nb::hasattr(stream, "__cuda_stream__") && ask_for_handle(stream, handle)) return handle;
   // torch before 2.10 names the handle by this attribute alone.
   if (to_handle(nb::getattr(stream, "cuda_stream", nb::none()), handle)) return handle;
-  const std::string kind =
-      PyLong_Check(stream.ptr()) ? nb::repr(stream).c_str() : std::string("a ") + nb::type_name(stream.type()).c_str();
+  const std::string kind = PyLong_Check(stream.ptr()) ? text_by(PyObject_Repr, stream) : a_type(stream);
   const std::string message =
       std::string(op) + ": stream is " + kind + ", must be None, an int handle, or an object with __cuda_stream__";
   throw nb::type_error(message.c_str());

@@ -3,6 +3,8 @@
 
 #include <nanobind/nanobind.h>
 
+#include <string>
+
 #include "dlpack.h"
 #include "nsa_kernel/types.h"
 
@@ -27,6 +29,6 @@ class StreamSource {
 Stream stream_handle(const char* op, nanobind::handle stream);
 
 /// The package that a type comes from, such as "torch".
-nanobind::str package_of(nanobind::handle type);
+std::string package_of(nanobind::handle type);
 
 }  // namespace nsa_kernel::bindings
