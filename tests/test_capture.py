@@ -1,5 +1,7 @@
 """CUDA graphs: what can be captured, and what refuses to be."""
 
+import gc
+import random
 import subprocess
 import sys
 import textwrap
@@ -170,3 +172,96 @@ def test_a_capture_on_another_stream_does_not_disturb_the_waiting_call(device):
         nsa_kernel.fill_draft_extend_metadata(q, k, 2, *outs)
     graph.replay()
     assert outs[1].tolist() == [2] * 5
+
+
+def small_batch(device):
+    q, k = lengths([2, 3], device=device), lengths([10, 15], device=device)
+    return q, k, [torch.full((5,), POISON, dtype=torch.int32, device=device) for _ in range(2)]
+
+
+def decode_plan(device, seq_lens):
+    out = torch.full((len(seq_lens),), POISON, dtype=torch.int32, device=device)
+    return nsa_kernel.ReplayPlan("decode", seq_lens=seq_lens, nsa_index_topk=7, seqlens_expanded=out), out
+
+
+@pytest.mark.parametrize("mode", ["global", "thread_local", "relaxed"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_mode_of_capture(device, mode, variant):
+    q, k, outs = small_batch(device)
+    by_plan = [torch.full((5,), POISON, dtype=torch.int32, device=device) for _ in range(2)]
+    plan = nsa_kernel.DraftExtendPlan(q, k, 12, *by_plan, variant=variant)
+    replay_plan, seqlens = decode_plan(device, k)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode=mode):
+        nsa_kernel.fill_draft_extend_metadata(q, k, 12, *outs, variant=variant)
+        plan.run()
+        replay_plan.run()
+    assert outs[0].tolist() == by_plan[0].tolist() == [POISON] * 5
+    graph.replay()
+    assert outs[0].tolist() == by_plan[0].tolist() == [9, 10, 13, 14, 15]
+    assert seqlens.tolist() == [10, 15]
+
+
+def test_one_graph_of_several_plans_replays_on_another_stream(device):
+    batches = [small_batch(device) for _ in VARIANTS]
+    plans = [
+        nsa_kernel.DraftExtendPlan(q, k, 12, *outs, variant=variant)
+        for variant, (q, k, outs) in zip(VARIANTS, batches, strict=True)
+    ]
+    replay_plan, seqlens = decode_plan(device, batches[0][1])
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for plan in (*plans, replay_plan):
+            plan.run()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        graph.replay()
+    side.synchronize()
+    assert [outs[1].tolist() for _, _, outs in batches] == [[9, 10, 12, 12, 12]] * 3
+    assert seqlens.tolist() == [10, 15]
+
+
+def test_a_graph_outlives_a_plan_that_has_no_workspace(device):
+    q, k, outs = small_batch(device)
+    plan = nsa_kernel.DraftExtendPlan(q, k, 12, *outs)
+    replay_plan, seqlens = decode_plan(device, k)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        plan.run()
+        replay_plan.run()
+    del plan, replay_plan
+    gc.collect()
+    torch.cuda.empty_cache()
+    k.add_(1)
+    graph.replay()
+    assert outs[0].tolist() == [10, 11, 14, 15, 16]
+    assert seqlens.tolist() == [11, 16]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_thousand_replays_are_each_right(device, variant):
+    """Every step's lengths lie ready on the device, and its results are kept there, so that steps follow closely."""
+    steps, bs, capacity = 1000, 40, 100
+    draw = random.Random(variant)
+    batches = [
+        ([draw.randrange(-1, 4) for _ in range(bs)], [draw.randrange(-2, 90) for _ in range(bs)]) for _ in range(steps)
+    ]
+    source = torch.tensor(batches, dtype=torch.int32, device=device)
+    kept = torch.empty((steps, 2, capacity), dtype=torch.int32, device=device)
+    counts = torch.empty((steps, 1), dtype=torch.int32, device=device)
+    inputs, outs = source[0].clone(), torch.empty((2, capacity), dtype=torch.int32, device=device)
+    count = torch.empty(1, dtype=torch.int32, device=device)
+    graph = torch.cuda.CUDAGraph()
+    plan = nsa_kernel.DraftExtendPlan(*inputs, 64, *outs, count, variant=variant)
+    with torch.cuda.graph(graph):
+        plan.run()
+    for step in range(steps):
+        inputs.copy_(source[step])
+        outs.fill_(POISON)
+        graph.replay()
+        kept[step], counts[step] = outs, count
+    for step, (got, tokens) in enumerate(zip(kept.tolist(), counts.tolist(), strict=True)):
+        expanded, clipped, total = draft_extend(*batches[step], 64, capacity)
+        want = [[POISON if value is None else value for value in values] for values in (expanded, clipped)]
+        assert (got, tokens) == (want, [total]), step

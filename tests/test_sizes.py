@@ -98,6 +98,7 @@ def test_replay_of_a_million_requests(device, mode):
 
 
 def zeros(device, rows, columns):
+    torch.cuda.empty_cache()  # of the table before
     if torch.cuda.mem_get_info()[0] < 4.5 * rows * columns:
         pytest.skip("needs more GPU memory")
     return torch.zeros((rows, columns), dtype=torch.int32, device=device)

@@ -1,8 +1,13 @@
-"""Several threads at once: answers are not mixed up."""
+"""Several threads, devices and processes at once: answers are not mixed up, and errors are clear."""
 
+import os
+import subprocess
+import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 
 import nsa_kernel
+import pytest
 import torch
 from memory import lengths
 from reference import draft_extend
@@ -70,3 +75,156 @@ def test_refusals_in_threads_do_not_meet(device):
 
     for thread, messages in enumerate(in_threads(work)):
         assert messages == {f"fill_draft_extend_metadata: nsa_index_topk is {-1 - thread}, must be at least 0"}
+
+
+@pytest.mark.parametrize("variant", ["basic", "adaptive", "optimized"])
+def test_a_plan_for_each_thread_and_one_for_all(device, variant):
+    """Each thread changes its own inputs; the shared plan is run from every stream at once."""
+    q, k = lengths([3] * 50, device=device), lengths([99] * 50, device=device)
+    shared_outputs = [torch.zeros(150, dtype=torch.int32, device=device) for _ in range(2)]
+    shared = nsa_kernel.DraftExtendPlan(q, k, 7, *shared_outputs)
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+    def work(thread):
+        stream = torch.cuda.Stream() if device == "cuda" else None
+        with torch.cuda.stream(stream):
+            seq_lens = lengths([0] * 20, device=device)
+            outputs = [torch.zeros(60, dtype=torch.int32, device=device) for _ in range(2)]
+            plan = nsa_kernel.DraftExtendPlan(lengths([3] * 20, device=device), seq_lens, 7, *outputs, variant=variant)
+            kv = torch.zeros(20, dtype=torch.int32, device=device)
+            replay = nsa_kernel.ReplayPlan("decode", seq_lens=seq_lens, nsa_index_topk=7, cache_seqlens=kv)
+            wrong = torch.zeros((), dtype=torch.bool, device=device)
+            for step in range(ROUNDS):
+                seq_lens.fill_(100 * thread + step % 90 + 3)
+                plan.run()
+                replay.run()
+                shared.run()
+                wrong |= (kv != seq_lens).any() | (outputs[0][::3] != seq_lens - 2).any()
+            return bool(wrong)
+
+    assert in_threads(work) == [False] * THREADS
+    assert shared_outputs[0].tolist() == draft_extend([3] * 50, [99] * 50, 7, 150)[0]
+
+
+@pytest.mark.cuda
+def test_calls_for_two_devices_interleave(device):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    batches = []
+    for place in ("cuda:0", "cuda:1"):
+        q, k = lengths([2, 3], device=place), lengths([10, 15], device=place)
+        batches.append((q, k, [torch.zeros(5, dtype=torch.int32, device=place) for _ in range(2)]))
+    plans = [nsa_kernel.DraftExtendPlan(q, k, 12, *outs, variant="basic") for q, k, outs in batches]
+    for step in range(ROUNDS):
+        with torch.cuda.device(step % 2):
+            for (q, k, outs), plan in zip(batches, plans, strict=True):
+                plan.run()
+                assert nsa_kernel.fill_draft_extend_metadata_cuda(q, k, 12, *outs, use_optimized=step % 3 == 0) == 5
+                nsa_kernel.fill_replay_metadata("decode", seq_lens=k, nsa_index_topk=12, cache_seqlens=outs[1])
+            assert torch.cuda.current_device() == step % 2
+    for q, _, outs in batches:
+        assert outs[0].tolist() == [9, 10, 13, 14, 15]
+        assert outs[1].tolist() == [10, 15, 12, 12, 12]
+        with pytest.raises(ValueError, match=r"is on cuda:\d, must be on cuda:\d like extend_seq_lens"):
+            nsa_kernel.fill_draft_extend_metadata(q, batches[q.device.index - 1][1], 12, *outs)
+
+
+# Processes. Each is a fresh one: a fork and a lost device leave nothing that another test could use.
+
+BATCH = """
+    import os, signal, time
+    import nsa_kernel, torch
+
+    signal.alarm(100)
+
+    def batch():
+        q, k = torch.tensor([2, 3], device="{device}"), torch.tensor([10, 15], device="{device}")
+        return q, k, 12, *(torch.zeros(5, dtype=torch.int32, device="{device}") for _ in range(2))
+
+    def run():
+        arguments = batch()
+        nsa_kernel.DraftExtendPlan(*arguments).run()
+        assert nsa_kernel.fill_draft_extend_metadata_cuda(*arguments) == 5
+        assert arguments[3].tolist() == [9, 10, 13, 14, 15]
+
+    def in_child(work):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(50)
+            try:
+                work()
+                os._exit(0)
+            except RuntimeError as error:  # CudaError, or that of the framework
+                print(type(error).__name__, error, flush=True)
+                os._exit(3)
+            finally:
+                os._exit(4)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+"""
+
+
+def run_process(code, device, **environment):
+    code = textwrap.dedent(BATCH).format(device=device) + textwrap.dedent(code)
+    process = [sys.executable, "-c", code]
+    done = subprocess.run(
+        process, capture_output=True, text=True, check=False, timeout=120, env=os.environ | environment
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_fork_after_the_import_works(device):
+    run_process("assert in_child(run) == 0\nrun()", device)
+
+
+def test_a_fork_after_use_works_or_says_why_not(device):
+    code = f"""
+        arguments = batch()
+        plan = nsa_kernel.DraftExtendPlan(*arguments)
+        plan.run()
+        works = "{device}" == "cpu"
+        stream = None if works else 1
+        allowed = [0] if works else [0, 3]
+        assert in_child(lambda: plan.run(stream)) in allowed
+        assert in_child(lambda: nsa_kernel.fill_draft_extend_metadata_cuda(*arguments, stream=stream)) in allowed
+        assert in_child(run) in allowed
+        plan.run()
+        run()
+    """
+    run_process(code, device)
+
+
+@pytest.mark.cuda
+def test_one_process_for_each_gpu(device):
+    for index in range(torch.cuda.device_count()):
+        run_process("assert torch.cuda.device_count() == 1\nrun()", device, CUDA_VISIBLE_DEVICES=str(index))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("seen_before", [False, True])
+@pytest.mark.parametrize("call", ["fill_draft_extend_metadata_cuda(*arguments)", "DraftExtendPlan(*arguments).run()"])
+def test_a_device_that_failed_is_reported_and_never_waited_for(device, call, seen_before):
+    """A kernel of another library fails its assertion; the device is lost to the process from then on."""
+    code = f"""
+        arguments = batch()
+        run()
+        torch.zeros(4, device="cuda")[torch.tensor([1 << 20], device="cuda")]
+        if {seen_before}:
+            try:
+                torch.cuda.synchronize()
+            except RuntimeError:
+                pass
+        errors = []
+        end = time.monotonic() + 30
+        while not errors and time.monotonic() < end:
+            try:
+                nsa_kernel.{call}
+            except nsa_kernel.CudaError as error:
+                errors.append(error)
+        assert errors, "no call saw the error"
+        assert errors[0].code > 0 and "(cudaError" in str(errors[0]), errors
+        print(errors[0], flush=True)
+        os._exit(0)
+    """
+    assert run_process(code, device).startswith("fill_draft_extend_metadata: CUDA error ")
