@@ -3,7 +3,6 @@
 #include <atomic>
 #include <chrono>
 #include <mutex>
-#include <new>
 #include <vector>
 
 #include "check.h"
@@ -85,6 +84,12 @@ int32_t HostCount::wait(cudaStream_t stream) {
     if (next_query == Clock::time_point::max()) next_query = now + std::chrono::milliseconds(1);
     if (now < next_query) continue;
     next_query = now + std::chrono::milliseconds(1);
+    // Asking the legacy stream while another thread captures would end that capture.
+    cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
+    if (cudaStreamIsCapturing(stream, &capturing) == cudaErrorStreamCaptureImplicit) {
+      cudaGetLastError();
+      continue;
+    }
     const cudaError_t status = cudaStreamQuery(stream);
     if (status == cudaErrorNotReady) {
       cudaGetLastError();

@@ -1,6 +1,10 @@
 // What the op launchers share: loading, the empty kernel, and the description of build and machine.
 #include <cuda_runtime.h>
 
+#include <algorithm>
+#include <string>
+#include <vector>
+
 #include "check.h"
 #include "kernels.h"
 #include "launch.h"
@@ -16,22 +20,25 @@ std::string dotted(int major, int minor) { return std::to_string(major) + "." + 
 
 std::string version_text(int version) { return dotted(version / 1000, version % 1000 / 10); }
 
-std::string capability_text(int device) {
-  int major = 0, minor = 0;
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  return dotted(major, minor);
+std::vector<std::string> built_architectures() {
+  const std::string all = NSA_KERNEL_ARCHITECTURES;
+  std::vector<std::string> result;
+  for (size_t begin = 0; begin < all.size();) {
+    const size_t end = std::min(all.find(',', begin), all.size());
+    result.push_back(all.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return result;
 }
 
-bool runs_on(int device) {
-  try {
-    const Device wanted{DeviceType::cuda, device};
-    const DeviceGuard guard(wanted, "info");
-    empty_kernels.ready(wanted);
-    return true;
-  } catch (const CudaError&) {
-    return false;
-  }
+/// Whether code for `architecture`, such as "90", "90a" or "75-virtual", runs on a device. Looking at the device
+/// instead would create a context there.
+bool runs_on(const std::string& architecture, int major, int minor) {
+  const int built = std::stoi(architecture);
+  const int device = major * 10 + minor;
+  if (architecture.find("-virtual") != std::string::npos) return device >= built;
+  if (architecture.find('a') != std::string::npos) return device == built;
+  return built / 10 == major && device >= built;
 }
 
 }  // namespace
@@ -42,8 +49,11 @@ int Kernels::load(Device device) const {
     cudaFuncAttributes attributes;
     const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
     if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorInvalidDeviceFunction) {
+      int major = 0, minor = 0;
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device.index);
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device.index);
       raise(status, op_,
-            "; device " + std::to_string(device.index) + " has compute capability " + capability_text(device.index) +
+            "; device " + std::to_string(device.index) + " has compute capability " + dotted(major, minor) +
                 ", this build holds " NSA_KERNEL_ARCHITECTURES);
     }
     check(status, op_);
@@ -62,12 +72,7 @@ void launch_empty(Device device, Stream stream) {
 
 void describe(Info& info) {
   info.cuda_version = version_text(CUDART_VERSION);
-  const std::string architectures = NSA_KERNEL_ARCHITECTURES;
-  for (size_t begin = 0; begin < architectures.size();) {
-    const size_t end = std::min(architectures.find(',', begin), architectures.size());
-    info.architectures.push_back(architectures.substr(begin, end - begin));
-    begin = end + 1;
-  }
+  info.architectures = built_architectures();
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess) {
@@ -85,7 +90,9 @@ void describe(Info& info) {
       cudaGetLastError();
       continue;
     }
-    const bool usable = runs_on(device);
+    const bool usable = std::any_of(info.architectures.begin(), info.architectures.end(), [&](const auto& built) {
+      return runs_on(built, properties.major, properties.minor);
+    });
     any = any || usable;
     info.devices.push_back({properties.name, properties.major, properties.minor, usable});
   }

@@ -124,13 +124,15 @@ __global__ __launch_bounds__(kBlock) void draft_extend_search_kernel(const __gri
 }
 
 template <class Lengths, int kThreads, bool kMany>
-const void* const kOptimized = reinterpret_cast<const void*>(draft_extend_optimized_kernel<Lengths, kThreads, kMany>);
+const void* optimized() {
+  return reinterpret_cast<const void*>(draft_extend_optimized_kernel<Lengths, kThreads, kMany>);
+}
 
-Kernels kernels(kOp, {kOptimized<Packed<int32_t>, 32, false>, kOptimized<Packed<int32_t>, 128, false>,
-                      kOptimized<Packed<int32_t>, 512, false>, kOptimized<Packed<int32_t>, 1024, false>,
-                      kOptimized<Packed<int32_t>, 512, true>, kOptimized<LengthView, 32, false>,
-                      kOptimized<LengthView, 128, false>, kOptimized<LengthView, 512, false>,
-                      kOptimized<LengthView, 1024, false>, kOptimized<LengthView, 512, true>,
+Kernels kernels(kOp, {optimized<Packed<int32_t>, 32, false>(), optimized<Packed<int32_t>, 128, false>(),
+                      optimized<Packed<int32_t>, 512, false>(), optimized<Packed<int32_t>, 1024, false>(),
+                      optimized<Packed<int32_t>, 512, true>(), optimized<LengthView, 32, false>(),
+                      optimized<LengthView, 128, false>(), optimized<LengthView, 512, false>(),
+                      optimized<LengthView, 1024, false>(), optimized<LengthView, 512, true>(),
                       reinterpret_cast<const void*>(draft_extend_prefix_sum_kernel),
                       reinterpret_cast<const void*>(draft_extend_search_kernel<BinarySearch>),
                       reinterpret_cast<const void*>(draft_extend_search_kernel<LinearSearch>)});
@@ -225,6 +227,7 @@ int64_t fill_draft_extend_and_count(const DraftExtend& args, Variant variant, St
   const DeviceGuard guard(args.device, kOp);
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   refuse_capture(cuda_stream, kOp);
+  kernels.ready(args.device);  // what can fail before the launch, before a slot is taken
   HostCount count(kOp);
   launch(args, variant, nullptr, count.device_address(), cuda_stream);
   return count.wait(cuda_stream);

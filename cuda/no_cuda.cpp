@@ -22,7 +22,7 @@ std::shared_ptr<int32_t> allocate_workspace(Device, int64_t) { refuse("fill_draf
 
 void fill_replay(const Replay&, Stream) { refuse("fill_replay_metadata"); }
 
-void launch_empty(Device, Stream) { refuse("launch_empty_kernel"); }
+void launch_empty(Device, Stream) { throw CudaError(kNoDevice, "launch_empty_kernel: this build has no CUDA code"); }
 
 void describe(Info& info) { info.reason = "this build has no CUDA code"; }
 

@@ -1,6 +1,8 @@
 // replay on the device: one launch, in which some blocks write the lengths and the others the tables.
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 #include "check.h"
 #include "grid.h"
 #include "kernels.h"
@@ -383,14 +385,15 @@ __global__ __launch_bounds__(kBlockThreads) void replay_kernel(const __grid_cons
 }
 
 template <class Lengths, int kBlockThreads, int kThreads, bool kMany>
-const void* const kKernel = reinterpret_cast<const void*>(replay_kernel<Lengths, kBlockThreads, kThreads, kMany>);
+const void* kernel() {
+  return reinterpret_cast<const void*>(replay_kernel<Lengths, kBlockThreads, kThreads, kMany>);
+}
 
 Kernels kernels(kOp,
-                {kKernel<Packed<int32_t>, kFewBlock, kWarp, false>, kKernel<Packed<int32_t>, kBlock, kBlock, false>,
-                 kKernel<Packed<int32_t>, kBlock, kBlock, true>, kKernel<Packed<int64_t>, kFewBlock, kWarp, false>,
-                 kKernel<Packed<int64_t>, kBlock, kBlock, false>, kKernel<Packed<int64_t>, kBlock, kBlock, true>,
-                 kKernel<LengthView, kFewBlock, kWarp, false>, kKernel<LengthView, kBlock, kBlock, false>,
-                 kKernel<LengthView, kBlock, kBlock, true>});
+                {kernel<Packed<int32_t>, kFewBlock, kWarp, false>(), kernel<Packed<int32_t>, kBlock, kBlock, false>(),
+                 kernel<Packed<int64_t>, kFewBlock, kWarp, false>(), kernel<Packed<int64_t>, kBlock, kBlock, false>(),
+                 kernel<LengthView, kFewBlock, kWarp, false>(), kernel<LengthView, kBlock, kBlock, false>(),
+                 kernel<LengthView, kBlock, kBlock, true>()});
 
 template <int kBlockThreads, int kThreads, bool kMany, class Lengths>
 void launch_tiles(Args<Lengths> args, bool any_length, int limit, cudaStream_t stream) {
@@ -458,7 +461,7 @@ void launch(const Replay& buffers, Lengths seq_lens, Lengths extend_seq_lens, Le
     launch_tiles<kFewBlock, kWarp, false>(args, any_length, multiprocessors * kFewBlocksPerMultiprocessor, stream);
   } else if (args.bs <= kBlock) {
     launch_tiles<kBlock, kBlock, false>(args, any_length, multiprocessors * kBlocksPerMultiprocessor, stream);
-  } else {
+  } else if constexpr (std::is_same_v<Lengths, LengthView>) {
     launch_tiles<kBlock, kBlock, true>(args, any_length, multiprocessors * kBlocksPerMultiprocessor, stream);
   }
 }
@@ -476,10 +479,12 @@ void fill_replay(const Replay& buffers, Stream stream) {
   const int multiprocessors = kernels.ready(buffers.device);
   const auto on = static_cast<cudaStream_t>(stream);
   const LengthView &s = buffers.seq_lens, &q = buffers.extend_seq_lens, &pool = buffers.req_pool_indices;
-  if (all_packed<int32_t>(buffers)) {
+  // In a larger batch, fetching the instructions of the general kernel does not count.
+  const bool few = s.size <= kBlock;
+  if (few && all_packed<int32_t>(buffers)) {
     launch(buffers, Packed<int32_t>{s.int32}, Packed<int32_t>{q.int32}, Packed<int32_t>{pool.int32}, multiprocessors,
            on);
-  } else if (all_packed<int64_t>(buffers)) {
+  } else if (few && all_packed<int64_t>(buffers)) {
     launch(buffers, Packed<int64_t>{s.int64}, Packed<int64_t>{q.int64}, Packed<int64_t>{pool.int64}, multiprocessors,
            on);
   } else {

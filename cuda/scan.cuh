@@ -60,7 +60,7 @@ __device__ void for_each_tile(int bs, unsigned share, unsigned shares, Visit vis
 /// N running sums, added together. They saturate as they are stored.
 template <int N>
 struct Sums {
-  int32_t value[N] = {};
+  int32_t value[N];
 
   __device__ Sums& operator+=(const Sums& other) {
 #pragma unroll
@@ -127,7 +127,7 @@ class Scan {
     const int warp = threadIdx.x / kWarp;
     if (lane == kWarp - 1) shared_.warp_total[warp] = inclusive;
     __syncthreads();
-    Sums<N> warps;
+    Sums<N> warps{};
     if (lane < kWarps) warps = shared_.warp_total[lane];
     warps = warp_inclusive(warps);
     if (warp > 0) before += from_lane(warps, warp - 1);
@@ -137,7 +137,7 @@ class Scan {
   /// The sum of `of(b)` over requests begin .. end-1, in every thread.
   template <class Of>
   __device__ Sums<N> sum(int begin, int end, Of of) {
-    Sums<N> mine;
+    Sums<N> mine{};
 #pragma unroll 8
     for (int b = begin + threadIdx.x % kThreads; b < end; b += kThreads) mine += of(b);
     const Sums<N> total = exclusive(mine).total;
@@ -173,7 +173,7 @@ class RunningScan {
 
  private:
   Scan<kThreads, N> scan_;
-  Sums<N> carried_;
+  Sums<N> carried_{};
   int scanned_ = 0;
 };
 

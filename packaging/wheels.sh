@@ -46,7 +46,7 @@ for version in 3.11 3.12; do
   "$work/build-$version/bin/python" -m pip --quiet wheel --no-deps --wheel-dir "$work/raw" packaging/cu13 \
     --config-settings "cmake.define.CMAKE_CXX_CREATE_SHARED_MODULE=$link_rule"
 done
-PATH=$tools:$PATH auditwheel repair --plat "$platform" --only-plat --wheel-dir "$out" "$work"/raw/*.whl
+PATH=$tools:$PATH auditwheel repair --zip-compression-level 9 --plat "$platform" --only-plat --wheel-dir "$out" "$work"/raw/*.whl
 
 echo "== pure package and sdist"
 packaging/pure.sh "$tools/python" "$out"

@@ -241,3 +241,23 @@ def check_runs(plan, out):
         plan.run()
         differing |= (out != first).any()
     assert not differing
+
+
+def test_what_cannot_be_counted_is_refused():
+    """The memory is only reserved: the refusal comes before anything touches it."""
+    q, k, small = torch.ones(1, dtype=torch.int32), torch.ones(1, dtype=torch.int32), torch.zeros(4, dtype=torch.int32)
+    huge = torch.empty(2**30 + 1, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"out_seqlens_expanded has size 1073741825, must be at most 1073741824"):
+        nsa_kernel.fill_draft_extend_metadata(q, k, 7, huge, small)
+    with pytest.raises(ValueError, match=r"seqlens_expanded has size 1073741825, must be at most 1073741824"):
+        nsa_kernel.fill_replay_metadata("decode", seq_lens=k, nsa_index_topk=7, seqlens_expanded=huge)
+    tables = {"req_to_token": huge[: 2**20].reshape(1, -1), "page_table": huge[: 2**24].reshape(16, -1)}
+    with pytest.raises(ValueError, match=r"the tables have 100000000 rows and 1048576 and 1 columns, must have fewer"):
+        nsa_kernel.fill_replay_metadata(
+            "decode",
+            seq_lens=k,
+            nsa_index_topk=7,
+            req_pool_indices=q,
+            real_page_table=huge[: 10**8].reshape(-1, 1),
+            **tables,
+        )

@@ -298,7 +298,7 @@ Arguments::Tensor Arguments::read(const char* name, nb::handle array, int ndim, 
   const bool has_strides = raw.strides != nullptr && !empty;
   tensor.stride = has_strides && tensor.cols > 1 ? raw.strides[ndim - 1] : 1;
   tensor.row_stride = has_strides && tensor.rows > 1 ? raw.strides[0] : std::max<int64_t>(tensor.cols, 1);
-  static int32_t nothing;  // the address of an empty array, so that it still counts as given
+  alignas(8) static int32_t nothing;  // the address of an empty array, so that it still counts as given
   tensor.data = empty ? &nothing : raw.data;
   // Nothing lives on the first pages; an address there is an offset from null.
   constexpr uintptr_t kFirstPages = 65536;
@@ -378,9 +378,15 @@ nb::object allocated_by_package(const char* package, Device device) {
   if (device.type == DeviceType::cpu) return module.attr("empty")(1, nb::arg("dtype") = "int32");
   const nb::object scope = module.attr("cuda").attr("Device")(device.index);
   scope.attr("__enter__")();
-  const nb::object array = module.attr("empty")(1, nb::arg("dtype") = "int32");
-  scope.attr("__exit__")(nb::none(), nb::none(), nb::none());
-  return array;
+  const auto leave = [&] { scope.attr("__exit__")(nb::none(), nb::none(), nb::none()); };
+  try {
+    const nb::object array = module.attr("empty")(1, nb::arg("dtype") = "int32");
+    leave();
+    return array;
+  } catch (nb::python_error&) {
+    leave();
+    throw;
+  }
 }
 
 }  // namespace

@@ -67,11 +67,12 @@ constexpr const char* kFillDraftExtendCudaDoc =
 #define NSA_KERNEL_DIRECT_SIGNATURE(variant)                                                                  \
   "def fill_draft_extend_metadata_cuda_" variant "(" NSA_KERNEL_DRAFT_EXTEND_INPUTS ", *, " NSA_KERNEL_STREAM \
   ") -> typing.Any"
-#define NSA_KERNEL_DIRECT_DOC(variant)                                                                          \
-  "`fill_draft_extend_metadata` with variant `" variant                                                         \
-  "`, which returns the count as an array; never waits.\n\n" NSA_KERNEL_DRAFT_EXTEND_ARGS NSA_KERNEL_STREAM_ARG \
-  "\nReturns:\n    [1] int32 on the inputs' device and of their framework, the number of "                      \
-  "tokens.\n\n" NSA_KERNEL_RAISES
+#define NSA_KERNEL_DIRECT_DOC(variant)                                                                                \
+  "`fill_draft_extend_metadata` with variant `" variant                                                               \
+  "`, which returns the count as an array; never waits.\n\n" NSA_KERNEL_DRAFT_EXTEND_ARGS NSA_KERNEL_STREAM_ARG       \
+  "\nReturns:\n    [1] int32 on the inputs' device and of their framework, the number of "                            \
+  "tokens.\n    It is allocated on the framework's current stream: another `stream` has to wait for that one first, " \
+  "and to be\n    waited for before the count is read.\n\n" NSA_KERNEL_RAISES
 
 constexpr const char* kBasicSignature = NSA_KERNEL_DIRECT_SIGNATURE("basic");
 constexpr const char* kBasicDoc = NSA_KERNEL_DIRECT_DOC("basic");
@@ -145,8 +146,9 @@ constexpr const char* kKernelInfoSignature = "def get_kernel_info() -> dict[str,
 constexpr const char* kKernelInfoDoc =
     "What this build holds and which devices it sees.\n\n"
     "Returns:\n"
-    "    available, backend, variants, default, adaptive, binary_search_threshold (requests), block_size (threads),\n"
-    "    prefix_sum_fusion, version, cuda_version (of the toolkit), architectures (as built), devices (name,\n"
+    "    available, backend, variants, default, adaptive, binary_search_threshold (requests), block_size (threads,\n"
+    "    of `basic` and `adaptive`), prefix_sum_fusion, version, cuda_version (of the toolkit), architectures (as "
+    "built), devices (name,\n"
     "    compute_capability, usable), and, where `available` is False, reason.\n";
 constexpr const char* kLaunchEmptySignature =
     "def launch_empty_kernel(stream: typing.Any = None, *, device: int = 0) -> None";

@@ -231,7 +231,8 @@ nb::dict kernel_info() {
   const Info found = info();
   nb::dict variants;
   variants["basic"] = "prefix sum as its own launch, then a binary search for each token";
-  variants["adaptive"] = "the same prefix sum, linear search up to 16 requests, binary search above";
+  variants["adaptive"] = "the same prefix sum, linear search up to " + std::to_string(kLinearSearchRequests) +
+                         " requests, binary search above";
   variants["optimized"] = "one launch: every block scans the requests itself, no workspace";
   nb::list devices;
   for (const DeviceInfo& device : found.devices) {

@@ -10,7 +10,9 @@ namespace {
 constexpr Require require("fill_draft_extend_metadata");
 
 DraftExtend checked(DraftExtend buffers) {
-  require.at_most("the size of extend_seq_lens", buffers.extend_seq_lens.size, rules::kMaxStored);
+  require.countable("extend_seq_lens", buffers.extend_seq_lens.size);
+  require.countable("out_seqlens_expanded", buffers.out_seqlens_expanded.size);
+  require.countable("out_nsa_cache_seqlens", buffers.out_nsa_cache_seqlens.size);
   require.same_size("seq_lens", buffers.seq_lens, "extend_seq_lens", buffers.extend_seq_lens);
   require.not_negative("nsa_index_topk", buffers.nsa_index_topk);
   require.at_least("out_num_tokens", buffers.out_num_tokens, 1);

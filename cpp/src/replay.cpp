@@ -41,6 +41,9 @@ void check_outputs(const Replay& args) {
   require.at_least("cache_seqlens", args.cache_seqlens, bs);
   require.at_least("cu_seqlens_k", args.cu_seqlens_k, bs + 1);
   require.at_least("num_tokens", args.num_tokens, 1);
+  require.countable("seqlens_expanded", args.seqlens_expanded.size);
+  require.countable("nsa_cache_seqlens", args.nsa_cache_seqlens.size);
+  require.countable("nsa_cu_seqlens_k", args.nsa_cu_seqlens_k.size);
   if (args.extend_seq_lens) return;
   const int64_t n = *args.num_draft_tokens;
   require.at_least("seqlens_expanded", args.seqlens_expanded, bs * n);
@@ -51,6 +54,12 @@ void check_outputs(const Replay& args) {
           "], must be at least [", bs, ", ", n, "]");
 }
 
+template <class T>
+void check_table_size(const char* name, const TableView<T>& table) {
+  require.countable(name, table.rows);
+  require.countable(name, table.cols);
+}
+
 void check_tables(const Replay& args) {
   require(args.page_size >= 1 && args.page_size <= rules::kMaxStored, "page_size is ", args.page_size,
           ", must be from 1 to ", rules::kMaxStored);
@@ -58,6 +67,14 @@ void check_tables(const Replay& args) {
     require.same_size("req_pool_indices", args.req_pool_indices, "seq_lens", args.seq_lens);
   }
   if (!args.page_table && !args.real_page_table) return;
+  check_table_size("req_to_token", args.req_to_token);
+  check_table_size("page_table", args.page_table);
+  check_table_size("real_page_table", args.real_page_table);
+  // The device divides the rows of both tables into units, which it counts in 32 bits.
+  const int64_t columns = args.page_table.cols / 256 + args.real_page_table.cols / 32 + 2;
+  const int64_t rows = rules::max(args.page_table.rows, args.real_page_table.rows);
+  require(columns * (rows / 16 + 1024) <= rules::kMaxStored, "the tables have ", rows, " rows and ",
+          args.page_table.cols, " and ", args.real_page_table.cols, " columns, must have fewer");
   const char* table = args.page_table ? "page_table" : "real_page_table";
   require(static_cast<bool>(args.req_pool_indices), "req_pool_indices is absent, must be given with ", table);
   require(static_cast<bool>(args.req_to_token), "req_to_token is absent, must be given with ", table);
@@ -66,7 +83,7 @@ void check_tables(const Replay& args) {
 /// The arguments, checked and in the one form that the loops and kernels read: `num_draft_tokens` holds the tokens of
 /// every request unless `extend_seq_lens` is given.
 Replay checked(Replay args) {
-  require.at_most("the size of seq_lens", args.seq_lens.size, rules::kMaxStored);
+  require.countable("seq_lens", args.seq_lens.size);
   require.not_negative("nsa_index_topk", args.nsa_index_topk);
   check_mode(args);
   if (args.mode == Mode::decode) args.num_draft_tokens = 1;

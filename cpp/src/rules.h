@@ -21,8 +21,8 @@ constexpr int32_t saturating_add(int32_t a, int32_t b) {
   return static_cast<int32_t>(sum < kMaxStored ? sum : kMaxStored);
 }
 
-/// A length as it is read: a negative one counts as 0. The upper bound keeps what follows from overflowing, and no
-/// stored result can tell.
+/// A length as it is read: a negative one counts as 0, and one above 2**62 as 2**62, so that nothing after it
+/// overflows.
 constexpr int32_t length(int32_t value) { return value > 0 ? value : 0; }
 constexpr int64_t length(int64_t value) { return max(min(value, int64_t{1} << 62), 0); }
 

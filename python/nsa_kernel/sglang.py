@@ -7,6 +7,7 @@ No plan is kept between calls. A plan keeps its tensors alive, and to know that 
 addresses, shapes, strides and dtypes of the new tensors, which is all that the library reads of them anyway.
 """
 
+import contextlib
 import importlib
 import inspect
 import logging
@@ -238,7 +239,8 @@ def register() -> None:
 
 
 def _say() -> None:
-    logger.info(_unsaid.pop())
+    with contextlib.suppress(IndexError):  # another thread was first
+        logger.info(_unsaid.pop())
 
 
 def _obstacle() -> str:

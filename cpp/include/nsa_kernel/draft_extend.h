@@ -18,7 +18,7 @@ enum class Variant {
 /// Up to this many requests, `Variant::adaptive` searches linearly.
 inline constexpr int64_t kLinearSearchRequests = 16;
 
-/// Threads in a block of the kernels.
+/// Threads in a block of the kernels of `basic` and `adaptive`.
 inline constexpr int kBlockSize = 256;
 
 /// Buffers of one draft-extend fill. `bs` is the number of requests; the capacity is the shorter of the two outputs.
