@@ -13,7 +13,7 @@ from peers import FLOOR, OURS
 
 TEXT, GRID = "#7d838b", "#7d838b40"
 OUR_COLOURS = ("#2f81f7", "#1f9e89", "#8f6ff5", "#4aa3c7")
-PEER_COLOURS = ("#e8590c", "#c2459b", "#b7850b", "#d6455d", "#8b6f47")
+PEER_COLOURS = ("#e8590c", "#c2459b", "#b7850b", "#d6455d", "#8b6f47", "#5c9e31")
 STYLE = {
     "svg.hashsalt": "nsa_kernel",
     "font.size": 9,
