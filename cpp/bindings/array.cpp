@@ -217,7 +217,8 @@ Arguments::Raw Arguments::imported(const char* name, nb::handle array, bool writ
       const auto [kind, index] = dlpack_device(array);
       if (kind == kDlCuda || kind == kDlCudaManaged) {
         if (!given_stream_) find_source();
-        const Stream stream = given_stream_ ? stream_ : source_.current({DeviceType::cuda, index});
+        Stream stream = stream_;
+        if (facts.is_jax && !given_stream_) stream = source_.current({DeviceType::cuda, index});
         source = export_on(array, stream, facts.is_jax);
       }
     } catch (nb::python_error& error) {
