@@ -166,6 +166,10 @@ void Arguments::refuse(const char* name, const std::string& what) const {
   throw nb::type_error((std::string(op_) + ": " + name + " " + what).c_str());
 }
 
+void Arguments::refuse_export(const char* name, nb::handle array, const std::string& reason) const {
+  refuse(name, is_a(array) + " that cannot be exported (" + reason + "), must be an array that exports DLPack");
+}
+
 int64_t Arguments::integer(const char* name, nb::handle value) const {
   const nb::object index = nb::steal(PyNumber_Index(value.ptr()));
   if (!index.is_valid()) {
@@ -223,8 +227,7 @@ Arguments::Raw Arguments::imported(const char* name, nb::handle array, bool writ
       }
     } catch (nb::python_error& error) {
       if (!error.matches(PyExc_Exception)) throw;
-      refuse(name, is_a(array) + " that cannot be exported (" + first_line(error) +
-                       "), must be an array that exports DLPack");
+      refuse_export(name, array, first_line(error));
     } catch (const nb::cast_error&) {
       refuse(name, is_a(array) + " whose device is not a pair of ints, must be an array that exports DLPack");
     }
@@ -232,10 +235,7 @@ Arguments::Raw Arguments::imported(const char* name, nb::handle array, bool writ
   // Some buffers state no strides; a memoryview adds them.
   if (facts.is_buffer) {
     source = nb::steal(PyMemoryView_FromObject(array.ptr()));
-    if (!source.is_valid()) {
-      refuse(name,
-             is_a(array) + " that cannot be exported (" + take_error() + "), must be an array that exports DLPack");
-    }
+    if (!source.is_valid()) refuse_export(name, array, take_error());
   }
   nb::ndarray<> writable_array;
   nb::ndarray<nb::ro> result;
@@ -253,9 +253,7 @@ Arguments::Raw Arguments::imported(const char* name, nb::handle array, bool writ
 
 Arguments::Raw Arguments::borrowed(const char* name, nb::handle array, const ExchangeTable& table) const {
   dltensor tensor;
-  if (table.borrow_from_object(array.ptr(), &tensor) != 0) {
-    refuse(name, is_a(array) + " that cannot be exported (" + take_error() + "), must be an array that exports DLPack");
-  }
+  if (table.borrow_from_object(array.ptr(), &tensor) != 0) refuse_export(name, array, take_error());
   return {static_cast<char*>(tensor.data) + tensor.byte_offset,
           tensor.dtype,
           tensor.device,

@@ -57,6 +57,7 @@ class Arguments {
   void take_stream(nanobind::handle stream);
   void find_source();
   [[noreturn]] void refuse(const char* name, const std::string& what) const;
+  [[noreturn]] void refuse_export(const char* name, nanobind::handle array, const std::string& reason) const;
 
   const char* op_;
   const nanobind::handle* all_;
