@@ -67,7 +67,7 @@ __global__ __launch_bounds__(kThreads) void draft_extend_optimized_kernel(const 
     if (tile.last && tile.share == 0 && threadIdx.x == 0) args.store_count(scanned.total.value[0]);
     const int32_t at = scanned.before.value[0];
     const TokenSpan span{min(request.tokens, args.capacity - min(at, args.capacity)), at, request.first};
-    for_each_token<Order::apart>(tile, span, [&](const TokenSpan& of, int32_t j, auto) {
+    for_each_token(tile, span, [&](const TokenSpan& of, int32_t j) {
       args.store_token(of.at + j, rules::expanded_seqlen(of.first, j));
     });
   });
@@ -139,9 +139,7 @@ Kernels kernels(kOp, {optimized<Packed<int32_t>, 32, false>(), optimized<Packed<
 
 template <int kThreads, bool kMany, class Lengths>
 void launch_tiles(const Args<Lengths>& args, int limit, cudaStream_t stream) {
-  // A block for each token of a request up to a few, and more where long requests may be shared.
-  const int64_t each = rules::min(rules::ceil_div(args.capacity, rules::max(args.bs, 1)), 8);
-  const Grid grid(args.bs, kThreads, rules::max(each, rules::ceil_div(args.capacity, 2048)), limit);
+  const Grid grid(args.bs, kThreads, useful_token_blocks(args.capacity, args.bs), limit);
   draft_extend_optimized_kernel<Lengths, kThreads, kMany><<<dim3(grid.shares, grid.rows), kThreads, 0, stream>>>(args);
   check(cudaGetLastError(), kOp);
 }

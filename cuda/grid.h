@@ -8,6 +8,13 @@
 
 namespace nsa_kernel::cuda {
 
+/// Blocks that are worth their start for the tokens of a batch that outputs of `capacity` elements hold: one for each
+/// token of a request up to a few, and more where long requests may be shared.
+inline int64_t useful_token_blocks(int64_t capacity, int64_t bs) {
+  const int64_t tokens = rules::ceil_div(capacity, rules::max(bs, 1));
+  return rules::max(rules::min(tokens, 8), rules::ceil_div(capacity, 2048));
+}
+
 /// Rows of blocks walk the tiles of requests; the blocks of a row share each of its tiles. With few tiles, many blocks
 /// share each; with many, each row walks several.
 struct Grid {

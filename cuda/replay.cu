@@ -1,6 +1,7 @@
 // replay on the device: one launch, in which some blocks write the lengths and the others the tables.
 #include <cuda_runtime.h>
 
+#include <numeric>
 #include <type_traits>
 
 #include "check.h"
@@ -46,7 +47,7 @@ template <class Lengths>
 struct Args {
   Lengths seq_lens;
   Lengths extend_seq_lens;  ///< given: tokens are ragged
-  Lengths req_pool_indices;
+  LengthView req_pool_indices;
   int32_t bs;
   int32_t uniform_tokens;  ///< tokens of each request, where they are not ragged
   int32_t uncounted;       ///< tokens of each request that seq_lens does not count yet
@@ -58,7 +59,8 @@ struct Args {
   int32_t table_rows;   ///< rows of the longer table
   rules::Divisor page_size_divisor;
   int32_t page_size;
-  bool wide;  ///< every row of req_to_token and page_table starts at a multiple of 16 bytes
+  uint32_t home_step;  ///< between the homes of two requests of a tile, as a part of 2**32 of the ring
+  bool wide;           ///< every row of req_to_token and page_table starts at a multiple of 16 bytes
   Rows<const int32_t> req_to_token;
   Rows<int32_t> page_table;
   Rows<int32_t> real_page_table;
@@ -90,24 +92,13 @@ struct LengthRequest {
   int32_t first;  ///< KV length that its first token sees
 };
 
-/// Sum of the clipped lengths of a request; a few tokens are added up in less code than the formula takes.
-__device__ int32_t clipped_total(int32_t first, int32_t tokens, int32_t topk) {
-  if (tokens > kShort) return rules::saturated(rules::clipped_sum(first, tokens, topk));
-  int32_t sum = 0;
-#pragma unroll 1
-  for (int32_t j = 0; j < tokens; ++j) {
-    sum = rules::saturating_add(sum, rules::clipped_seqlen(rules::expanded_seqlen(first, j), topk));
-  }
-  return sum;
-}
-
 template <class Lengths>
 __device__ LengthRequest load_lengths(const Args<Lengths>& args, int b) {
   const auto added = args.added(b);
   const auto seq_len = rules::length(args.seq_lens[b]);
   const int32_t tokens = rules::saturated(added);
   const int32_t first = rules::first_seqlen(seq_len, args.uncounted, added);
-  return {{{tokens, rules::kv_length(seq_len, args.uncounted), clipped_total(first, tokens, args.topk)}}, first};
+  return {{{tokens, rules::kv_length(seq_len, args.uncounted), rules::clipped_sum(first, tokens, args.topk)}}, first};
 }
 
 template <class Lengths>
@@ -159,16 +150,10 @@ __device__ void fill_lengths(const Args<Lengths>& args) {
     }
     const TokenSpan span{min(request.sums.value[kTokens], args.capacity - min(at, args.capacity)), at, request.first,
                          scanned.before.value[kClipped]};
-    int32_t running = span.clipped_before;
-    for_each_token<Order::sequential>(tile, span, [&](const TokenSpan& of, int32_t j, auto order) {
+    for_each_token(tile, span, [&](const TokenSpan& of, int32_t j) {
       const int32_t seqlen = rules::expanded_seqlen(of.first, j);
-      const int32_t clipped = rules::clipped_seqlen(seqlen, args.topk);
-      if constexpr (order == Order::sequential) {
-        running = rules::saturating_add(running, clipped);
-      } else {
-        running = rules::saturated(of.clipped_before + rules::clipped_sum(of.first, j + int64_t{1}, args.topk));
-      }
-      store_token(args, of.at + j, seqlen, clipped, running);
+      const int32_t running = rules::saturating_add(of.clipped_before, rules::clipped_sum(of.first, j + 1, args.topk));
+      store_token(args, of.at + j, seqlen, rules::clipped_seqlen(seqlen, args.topk), running);
     });
     if (!tile.last) return;
     const int32_t filled = min(scanned.total.value[kTokens], args.capacity);
@@ -183,8 +168,9 @@ __device__ void fill_lengths(const Args<Lengths>& args) {
 // Tables.
 //
 // The live part of each request's rows is cut into units, of which one warp does one at a time: a span of slots, or of
-// pages, for up to kUnitRows rows. The units of all requests form one list that the warps of a tile walk together, so
-// that a long request is shared by many and nothing is spent on what is not live.
+// pages, for up to kUnitRows rows. The blocks that share a tile form a ring. Each request has a home in it, from where
+// its units go round, one a block. Homes are apart, so the units of like requests are spread evenly, those of a long
+// request over all blocks, and no block needs to know more than its own.
 
 constexpr int kVectors = 2;  // 16-byte accesses that a lane has in flight
 constexpr int kUnitSlots = kWarp * 4 * kVectors;
@@ -212,39 +198,61 @@ struct alignas(16) TableRequest {
   int32_t pool_row;  ///< -1: outside the pool
   int32_t row;       ///< of its first token
   int32_t rows;      ///< that some table holds
+  uint32_t unit;     ///< first of those that this block does
+  uint32_t units;    ///< of all blocks
 };
 
-/// One warp copies elements begin .. end-1 of `source` (null: zeros) to `rows` rows.
-template <class Word>
-__device__ void copy_span(const Word* source, Word* out, uint64_t stride, int rows, int begin, int end) {
-#pragma unroll 1
-  for (int c = begin + threadIdx.x % kWarp; c < end; c += kWarp * kVectors) {
-    Word words[kVectors] = {};
-#pragma unroll
-    for (int i = 0; i < kVectors; ++i) {
-      if (source != nullptr && c + kWarp * i < end) words[i] = source[c + kWarp * i];
-    }
-    Word* to = out + c;
-#pragma unroll 2
-    for (int r = 0; r < rows; ++r, to += stride) {
-#pragma unroll
-      for (int i = 0; i < kVectors; ++i) {
-        if (c + kWarp * i < end) to[kWarp * i] = words[i];
-      }
-    }
-  }
+/// The elements c .. c+3 of `source` (null: zeros) that are before `end`.
+__device__ int4 load_vector(const int32_t* source, int c, int end) {
+  int4 vector{};
+  if (source == nullptr) return vector;
+  if (c + 4 <= end) return *reinterpret_cast<const int4*>(source + c);
+  if (c < end) vector.x = source[c];
+  if (c + 1 < end) vector.y = source[c + 1];
+  if (c + 2 < end) vector.z = source[c + 2];
+  return vector;
 }
 
-template <class Lengths>
-__device__ void copy_slots(const Args<Lengths>& args, const int32_t* source, int row, int rows, int begin, int end) {
-  int32_t* out = args.page_table.row(row);
-  const uint64_t stride = args.page_table.row_stride;
-  if (args.wide) {
-    copy_span(reinterpret_cast<const int4*>(source), reinterpret_cast<int4*>(out), stride / 4, rows, begin / 4,
-              end / 4);
-    begin = max(begin, end / 4 * 4);
+__device__ void store_vector(int32_t* out, int c, int end, const int4& vector) {
+  if (c + 4 <= end) {
+    *reinterpret_cast<int4*>(out + c) = vector;
+    return;
   }
-  if (begin < end) copy_span(source, out, stride, rows, begin, end);
+  if (c < end) out[c] = vector.x;
+  if (c + 1 < end) out[c + 1] = vector.y;
+  if (c + 2 < end) out[c + 2] = vector.z;
+}
+
+/// One warp copies slots begin .. end-1, at most kUnitSlots, of `source` (null: zeros) to `rows` rows.
+__device__ void copy_slots(const int32_t* source, int32_t* out, uint64_t stride, int rows, int begin, int end,
+                           bool wide) {
+  const int lane = threadIdx.x % kWarp;
+  if (wide) {
+    const int c = begin + lane * 4;
+    int4 vectors[kVectors];
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) vectors[i] = load_vector(source, c + kWarp * 4 * i, end);
+#pragma unroll 1
+    for (int r = 0; r < rows; ++r, out += stride) {
+#pragma unroll
+      for (int i = 0; i < kVectors; ++i) store_vector(out, c + kWarp * 4 * i, end, vectors[i]);
+    }
+    return;
+  }
+  constexpr int kSlots = kUnitSlots / kWarp;
+  const int c = begin + lane;
+  int32_t slots[kSlots] = {};
+#pragma unroll
+  for (int i = 0; i < kSlots; ++i) {
+    if (source != nullptr && c + kWarp * i < end) slots[i] = source[c + kWarp * i];
+  }
+#pragma unroll 1
+  for (int r = 0; r < rows; ++r, out += stride) {
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) {
+      if (c + kWarp * i < end) out[c + kWarp * i] = slots[i];
+    }
+  }
 }
 
 /// One warp gathers pages begin .. end-1, at most one a lane, of `source` (null: zeros) to `rows` rows.
@@ -264,105 +272,67 @@ __device__ void fill_unit(const Args<Lengths>& args, const TableRequest& request
   const Live& live = request.live;
   int row = request.row, rows = request.rows;
   if (__builtin_expect(rows > kUnitRows, false)) {
-    const int part = unit / live.units();
+    const int part = static_cast<int>(static_cast<unsigned>(unit) / static_cast<unsigned>(live.units()));
     unit -= part * live.units();
     row += part * kUnitRows;
     rows = min(rows - part * kUnitRows, kUnitRows);
   }
   const int32_t* source = request.pool_row >= 0 ? args.req_to_token.row(request.pool_row) : nullptr;
-  if (__builtin_expect(unit < live.slot_units(), true)) {
+  if (unit < live.slot_units()) {
     const int begin = unit * kUnitSlots;
-    const int rows_here = min(rows, args.page_table.rows - row);
-    copy_slots(args, source, row, rows_here, begin, begin + min(kUnitSlots, live.slots - begin));
+    copy_slots(source, args.page_table.row(row), args.page_table.row_stride, min(rows, args.page_table.rows - row),
+               begin, begin + min(kUnitSlots, live.slots - begin), args.wide);
   } else {
     const int begin = (unit - live.slot_units()) * kUnitPages;
-    const int rows_here = min(rows, args.real_page_table.rows - row);
-    gather_pages(args, source, row, rows_here, begin, begin + min(kUnitPages, live.pages - begin));
+    gather_pages(args, source, row, min(rows, args.real_page_table.rows - row), begin,
+                 begin + min(kUnitPages, live.pages - begin));
   }
 }
 
-/// The requests of a tile, for its warps to find their units in. One warp's width of them stays in registers.
-template <int kThreads>
-class TableRequests {
- public:
-  struct Shared {
-    int32_t units_before[kThreads];
-    TableRequest requests[kThreads];
-  };
+constexpr int log2_of(int power_of_two) { return power_of_two == 1 ? 0 : 1 + log2_of(power_of_two / 2); }
 
-  __device__ TableRequests(Shared& shared, const TableRequest& request, const Scanned<1>& units) : shared_(shared) {
-    if constexpr (kThreads == kWarp) {
-      request_ = request;
-      units_before_ = units.before.value[0];
-    } else {
-      shared.units_before[threadIdx.x] = units.before.value[0];
-      shared.requests[threadIdx.x] = request;
-      units_before_ = shuffle_up(units.warps, 1).value[0];
-      if (threadIdx.x % kWarp == 0) units_before_ = 0;
-      __syncthreads();
-    }
-  }
-
-  template <class Lengths>
-  __device__ void fill(const Args<Lengths>& args, int unit) const {
-    // Requests without units repeat their successor's number, so the last lane that is not past the unit has it.
-    const int lane = last_lane_at_most(units_before_, unit);
-    if constexpr (kThreads == kWarp) {
-      TableRequest request;
-      request.live.slots = __shfl_sync(kAllLanes, request_.live.slots, lane);
-      request.live.pages = __shfl_sync(kAllLanes, request_.live.pages, lane);
-      request.pool_row = __shfl_sync(kAllLanes, request_.pool_row, lane);
-      request.row = __shfl_sync(kAllLanes, request_.row, lane);
-      request.rows = __shfl_sync(kAllLanes, request_.rows, lane);
-      fill_unit(args, request, unit - __shfl_sync(kAllLanes, units_before_, lane));
-    } else {
-      const int32_t* in_warp = shared_.units_before + lane * kWarp;
-      const int found = last_lane_at_most(in_warp[threadIdx.x % kWarp], unit);
-      fill_unit(args, shared_.requests[lane * kWarp + found], unit - in_warp[found]);
-    }
-  }
-
- private:
-  __device__ static int last_lane_at_most(int32_t sorted, int32_t value) {
-    return __popc(__ballot_sync(kAllLanes, sorted <= value)) - 1;
-  }
-
-  Shared& shared_;
-  TableRequest request_;
-  int32_t units_before_;
-};
-
-template <int kThreads, bool kMany, class Lengths>
+template <int kBlockThreads, int kThreads, bool kMany, class Lengths>
 __device__ void fill_tables(const Args<Lengths>& args) {
-  __shared__ typename TableRequests<kThreads>::Shared shared;
+  constexpr int kWarpsLog2 = log2_of(kBlockThreads / kWarp);
+  __shared__ TableRequest found[kThreads];  // requests of which this block does units, in any order
+  __shared__ int count;
   __shared__ typename RunningScan<kThreads, kMany, 1>::Shared row_shared;
-  __shared__ typename Scan<kThreads, 1>::Shared unit_shared;
   RunningScan<kThreads, kMany, 1> row_scan(row_shared);
   const unsigned shares = gridDim.x - args.length_shares;
   for_each_tile<kThreads, kMany>(args.bs, blockIdx.x - args.length_shares, shares, [&](const Tile& tile) {
-    const int local = threadIdx.x % kThreads;
-    const int b = tile.begin + local;
+    const int b = tile.begin + threadIdx.x;
+    const bool mine = threadIdx.x < tile.requests;
+    const int32_t kv = mine ? rules::kv_length(rules::length(args.seq_lens[b]), args.uncounted) : 0;
+    const int64_t pool_row = mine ? args.req_pool_indices[b] : -1;
     TableRequest request{};
-    if (local < tile.requests) {
-      const int64_t pool_row = args.req_pool_indices[b];
-      request.live = Live::of(args, rules::kv_length(rules::length(args.seq_lens[b]), args.uncounted));
-      request.pool_row = pool_row >= 0 && pool_row < args.req_to_token.rows ? static_cast<int32_t>(pool_row) : -1;
-      request.rows = args.tokens(b);
-    }
+    request.rows = mine ? args.tokens(b) : 0;
+    if (threadIdx.x == 0) count = 0;
     if (args.ragged()) {
       const auto rows_of = [&](int earlier) { return Sums<1>{{args.tokens(earlier)}}; };
       request.row = row_scan.next(tile, {{request.rows}}, rows_of).before.value[0];
     } else {
       request.row = rules::saturated(int64_t{b} * args.uniform_tokens);
     }
+    __syncthreads();
     request.rows = min(request.rows, args.table_rows - min(request.row, args.table_rows));
-    const int parts = static_cast<int>((request.rows + (kUnitRows - 1u)) / kUnitRows);
-    const Sums<1> mine{{request.live.units() * parts}};
-    const Scanned<1> units = Scan<kThreads, 1>(unit_shared).exclusive(mine);
-    const TableRequests<kThreads> requests(shared, request, units);
-    const unsigned warps = shares * (blockDim.x / kWarp);
-    for (unsigned unit = threadIdx.x / kWarp * shares + tile.share; unit < units.total.value[0]; unit += warps) {
-      requests.fill(args, unit);
+    request.live = Live::of(args, kv);
+    request.units = request.live.units() * static_cast<int>((request.rows + (kUnitRows - 1u)) / kUnitRows);
+    const unsigned home = __umulhi(threadIdx.x * args.home_step, shares);
+    request.unit = tile.share - home + (tile.share < home ? shares : 0);
+    if (request.unit < request.units) {
+      request.pool_row = pool_row >= 0 && pool_row < args.req_to_token.rows ? static_cast<int32_t>(pool_row) : -1;
+      found[atomicAdd(&count, 1)] = request;
+    }
+    __syncthreads();
+    // The warps divide the requests found; where these are few, a power of two of warps divides the units of one.
+    const int warp = threadIdx.x / kWarp;
+    const int each_log2 = max(kWarpsLog2 - (kWarp - __clz(max(count, 1) - 1)), 0);
+    const unsigned step = static_cast<unsigned>(shares) << each_log2;
+    for (int i = warp >> each_log2; i < count; i += 1 << kWarpsLog2 >> each_log2) {
+      const TableRequest of = found[i];
+      for (unsigned unit = of.unit + (warp & ((1 << each_log2) - 1)) * shares; unit < of.units; unit += step) {
+        fill_unit(args, of, static_cast<int>(unit));
+      }
     }
     if constexpr (kMany) __syncthreads();
   });
@@ -380,7 +350,7 @@ __global__ __launch_bounds__(kBlockThreads) void replay_kernel(const __grid_cons
   if (blockIdx.x < args.length_shares) {
     fill_lengths<kThreads, kMany>(args);
   } else {
-    fill_tables<kThreads, kMany>(args);
+    fill_tables<kBlockThreads, kThreads, kMany>(args);
   }
 }
 
@@ -392,15 +362,22 @@ const void* kernel() {
 Kernels kernels(kOp,
                 {kernel<Packed<int32_t>, kFewBlock, kWarp, false>(), kernel<Packed<int32_t>, kBlock, kBlock, false>(),
                  kernel<Packed<int64_t>, kFewBlock, kWarp, false>(), kernel<Packed<int64_t>, kBlock, kBlock, false>(),
-                 kernel<LengthView, kFewBlock, kWarp, false>(), kernel<LengthView, kBlock, kBlock, false>(),
                  kernel<LengthView, kBlock, kBlock, true>()});
+
+/// Where the home of the second request of a tile is, as a part of 2**32 of the ring: homes are evenly spaced, and those
+/// of consecutive requests far apart.
+uint32_t home_step(int64_t requests) {
+  int64_t apart = requests * 5 / 8;
+  while (std::gcd(apart, requests) > 1) ++apart;
+  return static_cast<uint32_t>((apart << 32) / rules::max(requests, 1));
+}
 
 template <int kBlockThreads, int kThreads, bool kMany, class Lengths>
 void launch_tiles(Args<Lengths> args, bool any_length, int limit, cudaStream_t stream) {
-  constexpr int kTokensPerBlock = 256;  // fewer are not worth another block
   const bool any_table = args.table_rows > 0 && args.bs > 0;
-  const Grid lengths(args.bs, kThreads, rules::ceil_div(args.capacity, kTokensPerBlock), limit);
+  const Grid lengths(args.bs, kThreads, useful_token_blocks(args.capacity, args.bs), limit);
   args.length_shares = any_length ? lengths.power_of_two_shares() : 0;
+  args.home_step = home_step(rules::min(args.bs, kThreads));
   unsigned table_shares = 0;
   if (any_table) {
     const int64_t most = Live::of(args, static_cast<int32_t>(rules::kMaxStored)).units();
@@ -422,13 +399,12 @@ bool rows_are_wide(const TableView<T>& table) {
 }
 
 template <class Lengths>
-void launch(const Replay& buffers, Lengths seq_lens, Lengths extend_seq_lens, Lengths req_pool_indices,
-            int multiprocessors, cudaStream_t stream) {
+void launch(const Replay& buffers, Lengths seq_lens, Lengths extend_seq_lens, int multiprocessors, cudaStream_t stream) {
   const int32_t uniform_tokens = buffers.extend_seq_lens ? 0 : static_cast<int32_t>(*buffers.num_draft_tokens);
   const Args<Lengths> args{
       seq_lens,
       extend_seq_lens,
-      req_pool_indices,
+      buffers.req_pool_indices,
       static_cast<int32_t>(buffers.seq_lens.size),
       uniform_tokens,
       buffers.mode == Mode::target_verify ? uniform_tokens : 0,
@@ -439,6 +415,7 @@ void launch(const Replay& buffers, Lengths seq_lens, Lengths extend_seq_lens, Le
       rules::saturated(rules::max(buffers.page_table.rows, buffers.real_page_table.rows)),
       rules::Divisor(buffers.page_size),
       static_cast<int32_t>(buffers.page_size),
+      0,
       rows_are_wide(buffers.req_to_token) && rows_are_wide(buffers.page_table),
       Rows(buffers.req_to_token),
       Rows(buffers.page_table),
@@ -457,19 +434,19 @@ void launch(const Replay& buffers, Lengths seq_lens, Lengths extend_seq_lens, Le
   const bool any_length = buffers.cache_seqlens || buffers.cu_seqlens_k || buffers.seqlens_expanded ||
                           buffers.nsa_cache_seqlens || buffers.nsa_cu_seqlens_k || buffers.ctx_lens_2d ||
                           buffers.num_tokens;
-  if (args.bs <= kWarp) {
-    launch_tiles<kFewBlock, kWarp, false>(args, any_length, multiprocessors * kFewBlocksPerMultiprocessor, stream);
-  } else if (args.bs <= kBlock) {
-    launch_tiles<kBlock, kBlock, false>(args, any_length, multiprocessors * kBlocksPerMultiprocessor, stream);
-  } else if constexpr (std::is_same_v<Lengths, LengthView>) {
+  if constexpr (std::is_same_v<Lengths, LengthView>) {
     launch_tiles<kBlock, kBlock, true>(args, any_length, multiprocessors * kBlocksPerMultiprocessor, stream);
+  } else if (args.bs <= kWarp) {
+    launch_tiles<kFewBlock, kWarp, false>(args, any_length, multiprocessors * kFewBlocksPerMultiprocessor, stream);
+  } else {
+    launch_tiles<kBlock, kBlock, false>(args, any_length, multiprocessors * kBlocksPerMultiprocessor, stream);
   }
 }
 
 template <class T>
 bool all_packed(const Replay& buffers) {
   const auto fits = [](const LengthView& view) { return !view || is_packed<T>(view); };
-  return fits(buffers.seq_lens) && fits(buffers.extend_seq_lens) && fits(buffers.req_pool_indices);
+  return fits(buffers.seq_lens) && fits(buffers.extend_seq_lens);
 }
 
 }  // namespace
@@ -478,17 +455,15 @@ void fill_replay(const Replay& buffers, Stream stream) {
   const DeviceGuard guard(buffers.device, kOp);
   const int multiprocessors = kernels.ready(buffers.device);
   const auto on = static_cast<cudaStream_t>(stream);
-  const LengthView &s = buffers.seq_lens, &q = buffers.extend_seq_lens, &pool = buffers.req_pool_indices;
+  const LengthView &s = buffers.seq_lens, &q = buffers.extend_seq_lens;
   // In a larger batch, fetching the instructions of the general kernel does not count.
   const bool few = s.size <= kBlock;
   if (few && all_packed<int32_t>(buffers)) {
-    launch(buffers, Packed<int32_t>{s.int32}, Packed<int32_t>{q.int32}, Packed<int32_t>{pool.int32}, multiprocessors,
-           on);
+    launch(buffers, Packed<int32_t>{s.int32}, Packed<int32_t>{q.int32}, multiprocessors, on);
   } else if (few && all_packed<int64_t>(buffers)) {
-    launch(buffers, Packed<int64_t>{s.int64}, Packed<int64_t>{q.int64}, Packed<int64_t>{pool.int64}, multiprocessors,
-           on);
+    launch(buffers, Packed<int64_t>{s.int64}, Packed<int64_t>{q.int64}, multiprocessors, on);
   } else {
-    launch(buffers, s, q, pool, multiprocessors, on);
+    launch(buffers, s, q, multiprocessors, on);
   }
 }
 

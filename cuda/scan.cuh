@@ -5,7 +5,6 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "nsa_kernel/types.h"
 #include "rules.h"
@@ -101,7 +100,6 @@ template <int N>
 struct Scanned {
   Sums<N> before;  ///< over the threads before this one
   Sums<N> total;   ///< over all threads
-  Sums<N> warps;   ///< over the warps up to the one whose number is this lane
 };
 
 /// Scans over a block of kThreads threads; of one warp's width, over each warp alone.
@@ -121,7 +119,7 @@ class Scan {
     if (lane == 0) before = {};
     if constexpr (kThreads == kWarp) {
       const Sums<N> total = from_lane(inclusive, kWarp - 1);
-      return {before, total, total};
+      return {before, total};
     }
     constexpr int kWarps = kThreads / kWarp;
     const int warp = threadIdx.x / kWarp;
@@ -131,7 +129,7 @@ class Scan {
     if (lane < kWarps) warps = shared_.warp_total[lane];
     warps = warp_inclusive(warps);
     if (warp > 0) before += from_lane(warps, warp - 1);
-    return {before, from_lane(warps, kWarp - 1), warps};
+    return {before, from_lane(warps, kWarp - 1)};
   }
 
   /// The sum of `of(b)` over requests begin .. end-1, in every thread.
@@ -180,27 +178,15 @@ class RunningScan {
 /// Up to this many tokens, a request is the work of one thread.
 constexpr int kShort = 16;
 
-/// How the tokens of a short span are visited.
-enum class Order {
-  sequential,  ///< one after the other, by one thread in one of the blocks that share the tile
-  apart,       ///< spread over those blocks
-};
-
-template <Order kValue>
-using OrderTag = std::integral_constant<Order, kValue>;
-
-/// Calls `store(span, j, order)` for each token j of the span of every thread. A short span is done by the thread that
-/// holds it, in `kShortOrder`; a long one by its whole warp in every block that shares the tile. `order` says whether
-/// this thread visited token j - 1 just before. Span is a struct of int32_t that has `tokens`.
-template <Order kShortOrder, class Span, class Store>
+/// Calls `store(span, j)` for each token j of the span of every thread. The tokens of a short span are spread over the
+/// blocks that share the tile, in the thread that holds it; those of a long one over the lanes of its warp too.
+/// Span is a struct of int32_t that has `tokens`.
+template <class Span, class Store>
 __device__ void for_each_token(const Tile& tile, const Span& span, Store store) {
   const unsigned long_spans = __ballot_sync(kAllLanes, span.tokens > kShort);
-  constexpr bool kSequential = kShortOrder == Order::sequential;
-  const int tokens = span.tokens <= kShort && (!kSequential || tile.owns()) ? span.tokens : 0;
+  const int tokens = span.tokens <= kShort ? span.tokens : 0;
 #pragma unroll 1
-  for (int j = kSequential ? 0 : tile.share; j < tokens; j += kSequential ? 1 : tile.shares) {
-    store(span, j, OrderTag<kShortOrder>{});
-  }
+  for (int j = tile.share; j < tokens; j += tile.shares) store(span, j);
 #pragma unroll 1
   for (unsigned pending = long_spans; pending != 0; pending &= pending - 1) {
     const int lane = __ffs(pending) - 1;
@@ -214,7 +200,7 @@ __device__ void for_each_token(const Tile& tile, const Span& span, Store store) 
     const int step = static_cast<int>(tile.shares * kWarp);
 #pragma unroll 1
     for (int j = tile.share * kWarp + threadIdx.x % kWarp; j < of_lane.value.tokens; j += step) {
-      store(of_lane.value, j, OrderTag<Order::apart>{});
+      store(of_lane.value, j);
     }
   }
 }

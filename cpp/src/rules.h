@@ -48,12 +48,20 @@ constexpr int32_t expanded_seqlen(int32_t first, int32_t j) {
 /// That length as sparse attention reads it.
 constexpr int32_t clipped_seqlen(int32_t seqlen, int32_t topk) { return seqlen < topk ? seqlen : topk; }
 
-/// Sum of the clipped lengths of tokens 0 .. tokens-1: zeros, then a ramp up to topk, then a plateau.
-constexpr int64_t clipped_sum(int64_t first, int64_t tokens, int64_t topk) {
-  const int64_t zeros = min(max(-first, 0), tokens);
-  const int64_t ramp_end = max(min(topk - first, tokens), zeros);
-  const int64_t ramp_sum = (ramp_end - zeros) * (2 * first + zeros + ramp_end - 1) / 2;
-  return ramp_sum + (tokens - ramp_end) * topk;
+/// Sum of min(i, topk) over 0 <= i < x.
+constexpr uint64_t clipped_sum_below(uint32_t x, uint32_t topk) {
+  const uint32_t ramp = x < topk ? x : topk;
+  return uint64_t{ramp} * (ramp - 1) / 2 + uint64_t{x - ramp} * topk;
+}
+
+/// Sum of the clipped lengths of tokens 0 .. tokens-1 as it is stored: zeros, then a ramp up to topk, then a plateau.
+constexpr int32_t clipped_sum(int32_t first, int32_t tokens, int32_t topk) {
+  const int32_t skipped = first < 0 ? -first : 0;
+  if (tokens <= skipped) return 0;
+  const uint32_t begin = static_cast<uint32_t>(first + skipped);
+  const uint32_t end = begin + static_cast<uint32_t>(tokens - skipped);
+  const uint64_t sum = clipped_sum_below(end, topk) - clipped_sum_below(begin, topk);
+  return static_cast<int32_t>(sum < kMaxStored ? sum : kMaxStored);
 }
 
 /// Division by a number that is known long before the dividend: a multiplication and a shift.
