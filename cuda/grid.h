@@ -27,13 +27,6 @@ struct Grid {
     rows = static_cast<unsigned>(rules::min(tiles, limit));
     shares = static_cast<unsigned>(rules::max(rules::min(limit / rows, useful), 1));
   }
-
-  /// The largest power of two that is not above `shares`.
-  unsigned power_of_two_shares() const {
-    unsigned power = 1;
-    while (power * 2 <= shares) power *= 2;
-    return power;
-  }
 };
 
 }  // namespace nsa_kernel::cuda

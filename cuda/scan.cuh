@@ -17,11 +17,17 @@ constexpr unsigned kAllLanes = ~0u;
 /// Contiguous lengths of a known type; LengthView is the general case.
 template <class T>
 struct Packed {
-  const T* data = nullptr;
+  const T* data;
 
+  explicit Packed(const LengthView& view);
   __device__ explicit operator bool() const { return data != nullptr; }
   __device__ T operator[](int64_t i) const { return data[i]; }
 };
+
+template <>
+inline Packed<int32_t>::Packed(const LengthView& view) : data(view.int32) {}
+template <>
+inline Packed<int64_t>::Packed(const LengthView& view) : data(view.int64) {}
 
 template <class T>
 bool is_packed(const LengthView& view) {
@@ -35,10 +41,7 @@ struct Tile {
   bool first;  ///< of the batch
   bool last;   ///< of the batch
   unsigned share;
-  unsigned shares;  ///< a power of two where `owns` is asked
-
-  /// Whether this block does what only one of the tile's blocks may do for the requests of this warp.
-  __device__ bool owns() const { return (threadIdx.x / kWarp & (shares - 1)) == share; }
+  unsigned shares;
 };
 
 /// Calls `visit(tile)` for each tile of the blocks in this row of the grid: row y walks tiles y, y + rows and so on.
@@ -180,13 +183,14 @@ constexpr int kShort = 16;
 
 /// Calls `store(span, j)` for each token j of the span of every thread. The tokens of a short span are spread over the
 /// blocks that share the tile, in the thread that holds it; those of a long one over the lanes of its warp too.
-/// Span is a struct of int32_t that has `tokens`.
-template <class Span, class Store>
+/// Span is a struct of int32_t that has `tokens`. With kUpToShort, all spans are short.
+template <bool kUpToShort = false, class Span, class Store>
 __device__ void for_each_token(const Tile& tile, const Span& span, Store store) {
-  const unsigned long_spans = __ballot_sync(kAllLanes, span.tokens > kShort);
-  const int tokens = span.tokens <= kShort ? span.tokens : 0;
+  const int tokens = kUpToShort || span.tokens <= kShort ? span.tokens : 0;
 #pragma unroll 1
   for (int j = tile.share; j < tokens; j += tile.shares) store(span, j);
+  if constexpr (kUpToShort) return;
+  const unsigned long_spans = __ballot_sync(kAllLanes, span.tokens > kShort);
 #pragma unroll 1
   for (unsigned pending = long_spans; pending != 0; pending &= pending - 1) {
     const int lane = __ffs(pending) - 1;

@@ -1,0 +1,100 @@
+// The outputs of replay that have one value a request or a token.
+#pragma once
+
+#include "replay_args.cuh"
+
+namespace nsa_kernel::cuda {
+
+/// One value a request; one block a tile.
+template <int kTile, bool kMany, class Form>
+__device__ void fill_requests(const Args<Form>& args) {
+  __shared__ typename RunningScan<kTile, kMany, 1>::Shared shared;
+  RunningScan<kTile, kMany, 1> scan(shared);
+  for_each_tile<kTile, kMany>(args.bs, 0, 1, [&](const Tile& tile) {
+    const int b = tile.begin + threadIdx.x;
+    const bool mine = threadIdx.x < tile.requests;
+    const int32_t kv = mine ? args.kv(b) : 0;
+    if (tile.first && threadIdx.x == 0 && args.cu_seqlens_k != nullptr) *args.cu_seqlens_k = 0;
+    const Scanned<1> scanned = scan.next(tile, {{kv}}, [&](int earlier) { return Sums<1>{{args.kv(earlier)}}; });
+    if (!mine) return;
+    if (args.cache_seqlens != nullptr) args.cache_seqlens[b] = kv;
+    if (args.cu_seqlens_k != nullptr) args.cu_seqlens_k[b + 1] = rules::saturating_add(scanned.before.value[0], kv);
+    if (args.ctx_lens_2d.data != nullptr) {
+      int32_t* row = args.ctx_lens_2d.row(b);
+#pragma unroll 1
+      for (int j = 0; j < args.uniform_tokens; ++j) row[j] = kv;
+    }
+  });
+}
+
+/// The tokens of one request that some output holds.
+struct ReplayTokens {
+  int32_t tokens;
+  int32_t at;     ///< of the first
+  int32_t first;  ///< KV length that it sees
+  int32_t clipped_before;
+};
+
+/// One value a token; the blocks of a tile share its tokens.
+template <int kTile, bool kMany, class Form>
+__device__ void fill_tokens(const Args<Form>& args, unsigned share) {
+  enum Sum { kClipped, kCount };
+  constexpr int kSums = Form::kCounts == TokenCounts::uniform ? 1 : 2;  // uniform tokens are counted without a sum
+  constexpr bool kUpToShort = Form::kCounts == TokenCounts::uniform;
+  __shared__ typename RunningScan<kTile, kMany, kSums>::Shared shared;
+  RunningScan<kTile, kMany, kSums> scan(shared);
+
+  const auto load = [&](int b, int32_t& tokens, int32_t& first) {
+    const auto added = args.added(b);
+    tokens = rules::saturated(added);
+    first = rules::first_seqlen(rules::length(args.seq_lens[b]), args.uncounted, added);
+    Sums<kSums> sums;
+    sums.value[kClipped] = rules::clipped_sum(first, tokens, args.topk);
+    if constexpr (kSums > kCount) sums.value[kCount] = tokens;
+    return sums;
+  };
+  for_each_tile<kTile, kMany>(args.bs, share, args.token_blocks, [&](const Tile& tile) {
+    const int b = tile.begin + threadIdx.x;
+    ReplayTokens span{};
+    Sums<kSums> sums{};
+    if (threadIdx.x < tile.requests) sums = load(b, span.tokens, span.first);
+    const Scanned<kSums> scanned = scan.next(tile, sums, [&](int earlier) {
+      int32_t tokens, first;
+      return load(earlier, tokens, first);
+    });
+    span.clipped_before = scanned.before.value[kClipped];
+    int32_t total;
+    if constexpr (kSums > kCount) {
+      span.at = scanned.before.value[kCount];
+      total = scanned.total.value[kCount];
+    } else {
+      span.at = args.uniform_tokens_before(b);
+      total = args.uniform_tokens_before(args.bs);
+    }
+    span.tokens = min(span.tokens, args.capacity - min(span.at, args.capacity));
+    for_each_token<kUpToShort>(tile, span, [&](const ReplayTokens& of, int32_t j) {
+      const int32_t t = of.at + j;
+      const int32_t seqlen = rules::expanded_seqlen(of.first, j);
+      args.seqlens_expanded.store(t, seqlen);
+      args.nsa_cache_seqlens.store(t, rules::clipped_seqlen(seqlen, args.topk));
+      const int32_t clipped_sum = rules::clipped_sum(of.first, j + 1, args.topk);
+      args.nsa_cu_seqlens_k.store(t, rules::saturating_add(of.clipped_before, clipped_sum));
+    });
+    if (threadIdx.x == 0 && share == 0) {
+      if (tile.first && args.nsa_cu_seqlens_k_start != nullptr) *args.nsa_cu_seqlens_k_start = 0;
+      if (tile.last && args.num_tokens != nullptr) *args.num_tokens = total;
+    }
+    if (!tile.last) return;
+    const int step = static_cast<int>(tile.shares * kTile);
+    const int32_t padding = args.capacity - min(total, args.capacity);
+#pragma unroll 1
+    for (int32_t left = padding - static_cast<int>(share * kTile + threadIdx.x); left > 0; left -= step) {
+      const int32_t t = args.capacity - left;
+      args.seqlens_expanded.store(t, 0);
+      args.nsa_cache_seqlens.store(t, 0);
+      args.nsa_cu_seqlens_k.store(t, scanned.total.value[kClipped]);
+    }
+  });
+}
+
+}  // namespace nsa_kernel::cuda
