@@ -200,8 +200,7 @@ void launch(const DraftExtend& buffers, Variant variant, int32_t* workspace, vol
   const int limit = kernels.ready(buffers.device) * 2;
   const LengthView &q = buffers.extend_seq_lens, &k = buffers.seq_lens;
   if (variant == Variant::optimized && is_packed<int32_t>(q) && is_packed<int32_t>(k)) {
-    return launch_optimized(kernel_args(buffers, Packed<int32_t>(q), Packed<int32_t>(k), count), limit,
-                            stream);
+    return launch_optimized(kernel_args(buffers, Packed<int32_t>(q), Packed<int32_t>(k), count), limit, stream);
   }
   const Args<LengthView> args = kernel_args(buffers, q, k, count);
   if (variant == Variant::optimized) {

@@ -9,10 +9,12 @@
 namespace nsa_kernel::cuda {
 
 /// Blocks that are worth their start for the tokens of a batch that outputs of `capacity` elements hold: one for each
-/// token of a request up to a few, and more where long requests may be shared.
+/// token of a request, of up to a few, and more where long requests may be shared.
 inline int64_t useful_token_blocks(int64_t capacity, int64_t bs) {
-  const int64_t tokens = rules::ceil_div(capacity, rules::max(bs, 1));
-  return rules::max(rules::min(tokens, 8), rules::ceil_div(capacity, 2048));
+  const int64_t average = rules::ceil_div(capacity, rules::max(bs, 1));
+  int64_t tokens = 1;  // a power of two, since some requests have more than the average
+  while (tokens < average && tokens < 8) tokens *= 2;
+  return rules::max(tokens, rules::ceil_div(capacity, 2048));
 }
 
 /// Rows of blocks walk the tiles of requests; the blocks of a row share each of its tiles. With few tiles, many blocks

@@ -19,8 +19,8 @@ constexpr const char* kOp = "fill_replay_metadata";
 
 // Up to one warp's width of requests.
 constexpr int kFewBlock = 128;
-constexpr int kFewBlocksPerMultiprocessor = 8;
-constexpr int kFewVectors = 1;
+constexpr int kFewBlocksPerMultiprocessor = 4;
+constexpr int kFewVectors = 2;
 // More.
 constexpr int kTile = 512;
 constexpr int kTilesPerMultiprocessor = 2;
@@ -28,9 +28,10 @@ constexpr int kVectors = 2;
 
 template <class Form>
 __global__ __launch_bounds__(kFewBlock) void replay_few_kernel(const __grid_constant__ Args<Form> args) {
-  if (blockIdx.y > 0) {
-    fill_tables_of<kFewVectors>(args, static_cast<int>(blockIdx.y) - 1);
-  } else if (threadIdx.x >= kWarp || blockIdx.x >= args.request_blocks + args.token_blocks) {
+  const unsigned length_blocks = args.request_blocks + args.token_blocks;
+  if (blockIdx.x >= length_blocks) {
+    fill_tables_of_one<kFewVectors>(args, blockIdx.x - length_blocks);
+  } else if (threadIdx.x >= kWarp) {
     return;
   } else if (blockIdx.x >= args.request_blocks) {
     fill_tokens<kWarp, false>(args, blockIdx.x - args.request_blocks);
@@ -67,8 +68,8 @@ Kernels kernels(kOp, {address(replay_few_kernel<Uniform32>), address(replay_kern
                       address(replay_few_kernel<Ragged64>), address(replay_kernel<Ragged64, false>),
                       address(replay_kernel<General, true>)});
 
-/// Where the home of the second request of a tile is, as a part of 2**32 of the ring: homes are evenly spaced, and those
-/// of consecutive requests far apart.
+/// Where the home of the second request of a tile is, as a part of 2**32 of the ring: homes are evenly spaced, and
+/// those of consecutive requests far apart.
 uint32_t home_step(int64_t requests) {
   int64_t apart = requests * 5 / 8;
   while (std::gcd(apart, requests) > 1) ++apart;
@@ -82,25 +83,21 @@ int64_t most_units(const Args<Form>& args, int64_t requests) {
   return each * (requests + args.table_rows / kUnitRows);
 }
 
-/// Blocks for up to one warp's width of requests: the first row writes the lengths, each other row a request's tables.
+/// Blocks that share the tables of one of up to one warp's width of requests.
 template <class Form>
-dim3 few_grid(const Args<Form>& args, int multiprocessors) {
-  const unsigned length_blocks = args.request_blocks + args.token_blocks;
-  if (args.table_rows == 0) return {length_blocks};
+int64_t few_table_blocks(const Args<Form>& args, int multiprocessors) {
+  if (args.table_rows == 0) return 0;
   const int64_t useful = rules::ceil_div(most_units<kFewVectors>(args, 1), kFewBlock / kWarp);
   const int64_t limit = multiprocessors * kFewBlocksPerMultiprocessor / args.bs;
-  const auto table_blocks = static_cast<unsigned>(rules::max(rules::min(useful, limit), 1));
-  return {table_blocks > length_blocks ? table_blocks : length_blocks, static_cast<unsigned>(args.bs) + 1};
+  return rules::max(rules::min(useful, limit), 1);
 }
 
-/// Blocks for more: in each row some write the lengths of its tiles, the others their tables.
+/// Blocks that share the tables of a tile of requests.
 template <class Form>
-dim3 grid(const Args<Form>& args, int multiprocessors) {
-  const int64_t limit = multiprocessors * kTilesPerMultiprocessor;
-  const unsigned length_blocks = args.request_blocks + args.token_blocks;
+int64_t tile_table_blocks(const Args<Form>& args, int multiprocessors) {
+  if (args.table_rows == 0) return 0;
   const int64_t units = most_units<kVectors>(args, rules::min(args.bs, kTile));
-  const Grid tables(args.bs, kTile, rules::ceil_div(units, kTile / kWarp), limit);
-  return {length_blocks + (args.table_rows > 0 ? tables.shares : 0), tables.rows};
+  return Grid(args.bs, kTile, rules::ceil_div(units, kTile / kWarp), multiprocessors * kTilesPerMultiprocessor).shares;
 }
 
 template <class T>
@@ -119,8 +116,8 @@ bool is_packed_or_absent(const LengthView& view) {
 
 bool fits_32_bits(int64_t stride) { return stride < int64_t{1} << 32; }
 
-/// Whether kernels for Plain<T, ...> may be used. In a large batch, fetching the instructions of the general kernel does
-/// not count.
+/// Whether kernels for Plain<T, ...> may be used. In a large batch, fetching the instructions of the general kernel
+/// does not count.
 template <class T>
 bool is_plain(const Replay& buffers) {
   return buffers.seq_lens.size <= kTile && is_packed_or_absent<T>(buffers.seq_lens) &&
@@ -140,42 +137,48 @@ void launch(const Replay& buffers, int multiprocessors, cudaStream_t stream) {
   const int64_t capacity = rules::max(rules::max(buffers.seqlens_expanded.size, buffers.nsa_cache_seqlens.size),
                                       rules::max(buffers.nsa_cu_seqlens_k.size - 1, 0));
   const int64_t bs = buffers.seq_lens.size;
-  const unsigned token_blocks =
-      Grid(bs, kTile, useful_token_blocks(capacity, bs), multiprocessors * kTilesPerMultiprocessor).shares;
+  const Grid tiles(bs, kTile, useful_token_blocks(capacity, bs), multiprocessors * kTilesPerMultiprocessor);
   const int64_t table_rows = bs > 0 ? rules::max(buffers.page_table.rows, buffers.real_page_table.rows) : 0;
-  const Args<Form> args{Lengths(buffers.seq_lens),
-                        Lengths(buffers.extend_seq_lens),
-                        typename Form::PoolIndices(buffers.req_pool_indices),
-                        static_cast<int32_t>(bs),
-                        uniform_tokens,
-                        buffers.mode == Mode::target_verify ? uniform_tokens : 0,
-                        any_request ? 1u : 0u,
-                        any_token ? token_blocks : 0u,
-                        home_step(rules::min(bs, kTile)),
-                        rows_are_aligned(buffers),
-                        rules::saturated(table_rows),
-                        static_cast<int32_t>(buffers.page_size),
-                        rules::Divisor(buffers.page_size),
-                        Rows<const int32_t, typename Form::Stride>(buffers.req_to_token),
-                        Rows<int32_t, typename Form::Stride>(buffers.page_table),
-                        Rows<int32_t, typename Form::Stride>(buffers.real_page_table),
-                        static_cast<int32_t>(buffers.nsa_index_topk),
-                        rules::saturated(capacity),
-                        Tokens(buffers.seqlens_expanded),
-                        Tokens(buffers.nsa_cache_seqlens),
-                        Tokens(buffers.nsa_cu_seqlens_k, 1),
-                        buffers.nsa_cu_seqlens_k.size > 0 ? buffers.nsa_cu_seqlens_k.data : nullptr,
-                        buffers.num_tokens.data,
-                        buffers.cache_seqlens.data,
-                        buffers.cu_seqlens_k.data,
-                        Rows<int32_t, typename Form::Stride>(buffers.ctx_lens_2d)};
+  Args<Form> args{Lengths(buffers.seq_lens),
+                  Lengths(buffers.extend_seq_lens),
+                  typename Form::PoolIndices(buffers.req_pool_indices),
+                  static_cast<int32_t>(bs),
+                  uniform_tokens,
+                  buffers.mode == Mode::target_verify ? uniform_tokens : 0,
+                  any_request ? 1u : 0u,
+                  any_token ? tiles.shares : 0u,
+                  0,
+                  rules::Divisor(1),
+                  home_step(rules::min(bs, kTile)),
+                  rows_are_aligned(buffers),
+                  rules::saturated(table_rows),
+                  static_cast<int32_t>(buffers.page_size),
+                  rules::Divisor(buffers.page_size),
+                  Rows<const int32_t, typename Form::Stride>(buffers.req_to_token),
+                  Rows<int32_t, typename Form::Stride>(buffers.page_table),
+                  Rows<int32_t, typename Form::Stride>(buffers.real_page_table),
+                  static_cast<int32_t>(buffers.nsa_index_topk),
+                  rules::saturated(capacity),
+                  Tokens(buffers.seqlens_expanded),
+                  Tokens(buffers.nsa_cache_seqlens),
+                  Tokens(buffers.nsa_cu_seqlens_k, 1),
+                  buffers.nsa_cu_seqlens_k.size > 0 ? buffers.nsa_cu_seqlens_k.data : nullptr,
+                  buffers.num_tokens.data,
+                  buffers.cache_seqlens.data,
+                  buffers.cu_seqlens_k.data,
+                  Rows<int32_t, typename Form::Stride>(buffers.ctx_lens_2d)};
   if (!any_request && !any_token && table_rows == 0) return;
-  if constexpr (std::is_same_v<Form, General>) {
-    replay_kernel<Form, true><<<grid(args, multiprocessors), kTile, 0, stream>>>(args);
-  } else if (bs <= kWarp) {
-    replay_few_kernel<Form><<<few_grid(args, multiprocessors), kFewBlock, 0, stream>>>(args);
+  const unsigned length_blocks = args.request_blocks + args.token_blocks;
+  if (!std::is_same_v<Form, General> && bs <= kWarp) {
+    args.table_blocks = static_cast<unsigned>(few_table_blocks(args, multiprocessors));
+    args.table_blocks_divisor = rules::Divisor(rules::max(args.table_blocks, 1));
+    if constexpr (!std::is_same_v<Form, General>) {
+      replay_few_kernel<Form><<<length_blocks + args.table_blocks * args.bs, kFewBlock, 0, stream>>>(args);
+    }
   } else {
-    replay_kernel<Form, false><<<grid(args, multiprocessors), kTile, 0, stream>>>(args);
+    args.table_blocks = static_cast<unsigned>(tile_table_blocks(args, multiprocessors));
+    const dim3 grid(length_blocks + args.table_blocks, tiles.rows);
+    replay_kernel<Form, std::is_same_v<Form, General>><<<grid, kTile, 0, stream>>>(args);
   }
   check(cudaGetLastError(), kOp);
 }

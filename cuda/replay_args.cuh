@@ -11,18 +11,23 @@ namespace nsa_kernel::cuda {
 
 enum class TokenCounts { uniform, ragged, either };
 
-/// Packed indices of either type.
+/// Packed indices of either type, by their 32-bit words.
 struct Indices {
-  const int32_t* int32;
-  const int64_t* int64;
+  const int32_t* words;
+  int32_t each;
 
-  explicit Indices(const LengthView& view) : int32(view.int32), int64(view.int64) {}
+  explicit Indices(const LengthView& view)
+      : words(view.int64 != nullptr ? reinterpret_cast<const int32_t*>(view.int64) : view.int32),
+        each(view.int64 != nullptr ? 2 : 1) {}
 
-  __device__ int64_t operator[](int b) const { return int64 != nullptr ? int64[b] : int32[b]; }
+  __device__ int64_t operator[](int b) const {
+    const int32_t low = words[b * each], last = words[b * each + each - 1];
+    return static_cast<int64_t>(each == 2 ? last : last >> 31) << 32 | static_cast<uint32_t>(low);
+  }
 };
 
-/// The arguments that engines have: packed lengths of type T, tables of aligned rows. Where counts are uniform, they are
-/// up to kShort.
+/// The arguments that engines have: packed lengths of type T, tables of aligned rows, up to 512 requests.
+/// Where counts are uniform, they are up to kShort.
 template <class T, TokenCounts kValue>
 struct Plain {
   using Lengths = Packed<T>;
@@ -82,6 +87,8 @@ struct Args {
   // Blocks of a row of the grid: first those that write one value a request, then one a token, then tables.
   unsigned request_blocks;
   unsigned token_blocks;
+  unsigned table_blocks;  ///< for each request of few, for each tile of more
+  rules::Divisor table_blocks_divisor;
   uint32_t home_step;  ///< between the homes of two requests of a tile, as a part of 2**32 of the ring
   // Tables.
   bool aligned;        ///< every row of req_to_token and page_table starts at a multiple of 16 bytes
@@ -113,7 +120,10 @@ struct Args {
   }
   __device__ int32_t tokens(int b) const { return rules::saturated(added(b)); }
   __device__ int32_t kv(int b) const { return rules::kv_length(rules::length(seq_lens[b]), uncounted); }
-  __device__ int32_t uniform_tokens_before(int b) const { return rules::saturated(int64_t{b} * uniform_tokens); }
+  __device__ int32_t uniform_tokens_before(int b) const {
+    if constexpr (Form::kCounts == TokenCounts::uniform) return b * uniform_tokens;
+    return rules::saturated(int64_t{b} * uniform_tokens);
+  }
 };
 
 }  // namespace nsa_kernel::cuda

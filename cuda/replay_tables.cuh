@@ -50,7 +50,8 @@ struct alignas(16) TableRequest {
   __device__ static TableRequest of(const Args<Form>& args, int32_t kv, int64_t index, int32_t row, int32_t tokens) {
     TableRequest request{};
     request.live = Live::of(args, kv);
-    request.pool_row = index >= 0 && index < args.req_to_token.rows ? static_cast<int32_t>(index) : -1;
+    const bool in_pool = static_cast<uint64_t>(index) < static_cast<uint64_t>(args.req_to_token.rows);
+    request.pool_row = in_pool ? static_cast<int32_t>(index) : -1;
     request.row = row;
     request.rows = min(tokens, args.table_rows - min(row, args.table_rows));
     request.units = request.live.units<kVectors>();
@@ -157,9 +158,11 @@ __device__ void fill_unit(const Args<Form>& args, const TableRequest& request, u
   }
 }
 
-/// The tables of request `b` of up to one warp's width of them; the blocks of a row of the grid share it.
+/// The tables of one of up to one warp's width of requests, which each have blocks of their own.
 template <int kVectors, class Form>
-__device__ void fill_tables_of(const Args<Form>& args, int b) {
+__device__ void fill_tables_of_one(const Args<Form>& args, unsigned block) {
+  const int b = args.table_blocks_divisor.quotient(block);
+  const unsigned share = block - b * args.table_blocks;
   const int32_t kv = args.kv(b);
   const int64_t index = args.req_pool_indices[b];
   int32_t row = args.uniform_tokens_before(b), tokens = args.uniform_tokens;
@@ -171,9 +174,9 @@ __device__ void fill_tables_of(const Args<Form>& args, int b) {
     tokens = __shfl_sync(kAllLanes, mine, b);
   }
   const TableRequest request = TableRequest::of<kVectors>(args, kv, index, row, tokens);
-  const unsigned step = blockDim.x / kWarp * gridDim.x;
+  const unsigned step = blockDim.x / kWarp * args.table_blocks;
 #pragma unroll 1
-  for (unsigned unit = threadIdx.x / kWarp * gridDim.x + blockIdx.x; unit < request.units; unit += step) {
+  for (unsigned unit = threadIdx.x / kWarp * args.table_blocks + share; unit < request.units; unit += step) {
     fill_unit<kVectors>(args, request, unit);
   }
 }
@@ -190,7 +193,7 @@ __device__ void fill_tables(const Args<Form>& args, unsigned share) {
   __shared__ int count;
   __shared__ typename RunningScan<kTile, kMany, 1>::Shared row_shared;
   RunningScan<kTile, kMany, 1> row_scan(row_shared);
-  const unsigned shares = gridDim.x - args.request_blocks - args.token_blocks;
+  const unsigned shares = args.table_blocks;
   for_each_tile<kTile, kMany>(args.bs, share, shares, [&](const Tile& tile) {
     const int b = tile.begin + threadIdx.x;
     const bool mine = threadIdx.x < tile.requests;
