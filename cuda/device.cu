@@ -12,6 +12,9 @@
 namespace nsa_kernel::cuda {
 namespace {
 
+/// Compute capability, and version of the driver, from which on kernels are launched as enqueue.cuh says.
+constexpr int kDependentLaunch = 90, kCapturesDependentLaunch = 12030;
+
 __global__ void empty_kernel() {}
 
 Kernels empty_kernels("launch_empty_kernel", {reinterpret_cast<const void*>(empty_kernel)});
@@ -43,8 +46,11 @@ bool runs_on(const std::string& architecture, int major, int minor) {
 
 }  // namespace
 
-int Kernels::load(Device device) const {
+Target Kernels::load(Device device) const {
   const RelaxedCapture relaxed;
+  int driver = 0;
+  check(cudaDriverGetVersion(&driver), op_);
+  Target target{0, driver >= kCapturesDependentLaunch};
   for (const void* kernel : kernels_) {
     cudaFuncAttributes attributes;
     const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
@@ -57,10 +63,11 @@ int Kernels::load(Device device) const {
                 ", this build holds " NSA_KERNEL_ARCHITECTURES);
     }
     check(status, op_);
+    // Code for an older device does not wait, also where it was compiled anew for this one.
+    target.dependent_launch = target.dependent_launch && attributes.ptxVersion >= kDependentLaunch;
   }
-  int multiprocessors = 0;
-  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device.index), op_);
-  return multiprocessors;
+  check(cudaDeviceGetAttribute(&target.multiprocessors, cudaDevAttrMultiProcessorCount, device.index), op_);
+  return target;
 }
 
 void launch_empty(Device device, Stream stream) {

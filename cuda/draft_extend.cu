@@ -3,6 +3,7 @@
 
 #include "check.h"
 #include "count.h"
+#include "enqueue.cuh"
 #include "grid.h"
 #include "kernels.h"
 #include "launch.h"
@@ -59,6 +60,7 @@ struct TokenSpan {
 template <class Lengths, int kThreads, bool kMany>
 __global__ __launch_bounds__(kThreads) void draft_extend_optimized_kernel(const __grid_constant__ Args<Lengths> args) {
   __shared__ typename RunningScan<kThreads, kMany, 1>::Shared shared;
+  await_stream();
   RunningScan<kThreads, kMany, 1> scan(shared);
   for_each_tile<kThreads, kMany>(args.bs, blockIdx.x, gridDim.x, [&](const Tile& tile) {
     const Request request = threadIdx.x < tile.requests ? load(args, tile.begin + threadIdx.x) : Request{};
@@ -78,6 +80,7 @@ constexpr int kBlock = kBlockSize;
 /// Writes the number of tokens before each request.
 __global__ __launch_bounds__(kBlock) void draft_extend_prefix_sum_kernel(const __grid_constant__ Args<LengthView> args,
                                                                          int32_t* tokens_before) {
+  await_stream();
   __shared__ RunningScan<kBlock, true, 1>::Shared shared;
   RunningScan<kBlock, true, 1> scan(shared);
   const auto tokens_of = [&](int b) { return Sums<1>{{args.tokens(b)}}; };
@@ -113,6 +116,7 @@ struct LinearSearch {
 template <class Search>
 __global__ __launch_bounds__(kBlock) void draft_extend_search_kernel(const __grid_constant__ Args<LengthView> args,
                                                                      const int32_t* tokens_before) {
+  await_stream();
   const int last = args.bs - 1;
   const int32_t total = rules::saturating_add(tokens_before[last], args.tokens(last));
   const int32_t end = min(total, args.capacity);
@@ -137,33 +141,33 @@ Kernels kernels(kOp, {optimized<Packed<int32_t>, 32, false>(), optimized<Packed<
                       reinterpret_cast<const void*>(draft_extend_search_kernel<BinarySearch>),
                       reinterpret_cast<const void*>(draft_extend_search_kernel<LinearSearch>)});
 
+int64_t most_blocks(const Target& target) { return target.multiprocessors * 2; }
+
 template <int kThreads, bool kMany, class Lengths>
-void launch_tiles(const Args<Lengths>& args, int limit, cudaStream_t stream) {
-  const Grid grid(args.bs, kThreads, useful_token_blocks(args.capacity, args.bs), limit);
-  draft_extend_optimized_kernel<Lengths, kThreads, kMany><<<dim3(grid.shares, grid.rows), kThreads, 0, stream>>>(args);
-  check(cudaGetLastError(), kOp);
+void launch_tiles(const Args<Lengths>& args, const Target& target, cudaStream_t stream) {
+  const Grid grid(args.bs, kThreads, useful_token_blocks(args.capacity, args.bs), most_blocks(target));
+  const dim3 blocks(grid.shares, grid.rows);
+  enqueue(kOp, draft_extend_optimized_kernel<Lengths, kThreads, kMany>, blocks, kThreads, target, stream, args);
 }
 
 template <class Lengths>
-void launch_optimized(const Args<Lengths>& args, int limit, cudaStream_t stream) {
-  if (args.bs <= 32) return launch_tiles<32, false>(args, limit, stream);
-  if (args.bs <= 128) return launch_tiles<128, false>(args, limit, stream);
-  if (args.bs <= 512) return launch_tiles<512, false>(args, limit, stream);
-  if (args.bs <= 1024) return launch_tiles<1024, false>(args, limit, stream);
-  return launch_tiles<512, true>(args, limit, stream);
+void launch_optimized(const Args<Lengths>& args, const Target& target, cudaStream_t stream) {
+  if (args.bs <= 32) return launch_tiles<32, false>(args, target, stream);
+  if (args.bs <= 128) return launch_tiles<128, false>(args, target, stream);
+  if (args.bs <= 512) return launch_tiles<512, false>(args, target, stream);
+  if (args.bs <= 1024) return launch_tiles<1024, false>(args, target, stream);
+  return launch_tiles<512, true>(args, target, stream);
 }
 
-void launch_searched(const Args<LengthView>& args, Variant variant, int32_t* workspace, int limit,
+void launch_searched(const Args<LengthView>& args, Variant variant, int32_t* workspace, const Target& target,
                      cudaStream_t stream) {
-  const Grid grid(args.bs, kBlock, 1, limit);
-  draft_extend_prefix_sum_kernel<<<dim3(grid.shares, grid.rows), kBlock, 0, stream>>>(args, workspace);
-  check(cudaGetLastError(), kOp);
+  const Grid grid(args.bs, kBlock, 1, most_blocks(target));
+  enqueue(kOp, draft_extend_prefix_sum_kernel, dim3(grid.shares, grid.rows), kBlock, target, stream, args, workspace);
   if (args.bs == 0 || args.capacity == 0) return;
-  const auto blocks = static_cast<unsigned>(rules::min(rules::ceil_div(args.capacity, kBlock), limit));
+  const auto blocks = static_cast<unsigned>(rules::min(rules::ceil_div(args.capacity, kBlock), most_blocks(target)));
   const bool linear = variant == Variant::adaptive && args.bs <= kLinearSearchRequests;
   const auto kernel = linear ? draft_extend_search_kernel<LinearSearch> : draft_extend_search_kernel<BinarySearch>;
-  kernel<<<blocks, kBlock, 0, stream>>>(args, workspace);
-  check(cudaGetLastError(), kOp);
+  enqueue(kOp, kernel, blocks, kBlock, target, stream, args, workspace);
 }
 
 /// Memory ordered on a stream, for a scope.
@@ -197,19 +201,19 @@ Args<Lengths> kernel_args(const DraftExtend& buffers, Lengths q, Lengths k, vola
 
 void launch(const DraftExtend& buffers, Variant variant, int32_t* workspace, volatile int32_t* count,
             cudaStream_t stream) {
-  const int limit = kernels.ready(buffers.device) * 2;
+  const Target target = kernels.ready(buffers.device);
   const LengthView &q = buffers.extend_seq_lens, &k = buffers.seq_lens;
   if (variant == Variant::optimized && is_packed<int32_t>(q) && is_packed<int32_t>(k)) {
-    return launch_optimized(kernel_args(buffers, Packed<int32_t>(q), Packed<int32_t>(k), count), limit, stream);
+    return launch_optimized(kernel_args(buffers, Packed<int32_t>(q), Packed<int32_t>(k), count), target, stream);
   }
   const Args<LengthView> args = kernel_args(buffers, q, k, count);
   if (variant == Variant::optimized) {
-    launch_optimized(args, limit, stream);
+    launch_optimized(args, target, stream);
   } else if (workspace != nullptr || args.bs == 0) {
-    launch_searched(args, variant, workspace, limit, stream);
+    launch_searched(args, variant, workspace, target, stream);
   } else {
     const StreamMemory borrowed(args.bs, stream);
-    launch_searched(args, variant, borrowed.data(), limit, stream);
+    launch_searched(args, variant, borrowed.data(), target, stream);
   }
 }
 

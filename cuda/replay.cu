@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "check.h"
+#include "enqueue.cuh"
 #include "grid.h"
 #include "kernels.h"
 #include "launch.h"
@@ -28,6 +29,7 @@ constexpr int kVectors = 2;
 
 template <class Form>
 __global__ __launch_bounds__(kFewBlock) void replay_few_kernel(const __grid_constant__ Args<Form> args) {
+  await_stream();
   const unsigned length_blocks = args.request_blocks + args.token_blocks;
   if (blockIdx.x >= length_blocks) {
     fill_tables_of_one<kFewVectors>(args, blockIdx.x - length_blocks);
@@ -42,6 +44,7 @@ __global__ __launch_bounds__(kFewBlock) void replay_few_kernel(const __grid_cons
 
 template <class Form, bool kMany>
 __global__ __launch_bounds__(kTile) void replay_kernel(const __grid_constant__ Args<Form> args) {
+  await_stream();
   const unsigned length_blocks = args.request_blocks + args.token_blocks;
   if (blockIdx.x >= length_blocks) {
     fill_tables<kVectors, kTile, kMany>(args, blockIdx.x - length_blocks);
@@ -57,15 +60,11 @@ const void* address(Kernel* kernel) {
   return reinterpret_cast<const void*>(kernel);
 }
 
-using Uniform32 = Plain<int32_t, TokenCounts::uniform>;
-using Uniform64 = Plain<int64_t, TokenCounts::uniform>;
-using Ragged32 = Plain<int32_t, TokenCounts::ragged>;
-using Ragged64 = Plain<int64_t, TokenCounts::ragged>;
+using Uniform = Plain<TokenCounts::uniform>;
+using Ragged = Plain<TokenCounts::ragged>;
 
-Kernels kernels(kOp, {address(replay_few_kernel<Uniform32>), address(replay_kernel<Uniform32, false>),
-                      address(replay_few_kernel<Uniform64>), address(replay_kernel<Uniform64, false>),
-                      address(replay_few_kernel<Ragged32>), address(replay_kernel<Ragged32, false>),
-                      address(replay_few_kernel<Ragged64>), address(replay_kernel<Ragged64, false>),
+Kernels kernels(kOp, {address(replay_few_kernel<Uniform>), address(replay_kernel<Uniform, false>),
+                      address(replay_few_kernel<Ragged>), address(replay_kernel<Ragged, false>),
                       address(replay_kernel<General, true>)});
 
 /// Where the home of the second request of a tile is, as a part of 2**32 of the ring: homes are evenly spaced, and
@@ -109,27 +108,22 @@ bool rows_are_aligned(const Replay& buffers) {
   return starts_aligned(buffers.req_to_token) && starts_aligned(buffers.page_table);
 }
 
-template <class T>
-bool is_packed_or_absent(const LengthView& view) {
-  return !view || is_packed<T>(view);
-}
-
 bool fits_32_bits(int64_t stride) { return stride < int64_t{1} << 32; }
 
-/// Whether kernels for Plain<T, ...> may be used. In a large batch, fetching the instructions of the general kernel
-/// does not count.
-template <class T>
+/// Whether kernels for Plain may be used. In a large batch, fetching the instructions of the general kernel does not
+/// count.
 bool is_plain(const Replay& buffers) {
-  return buffers.seq_lens.size <= kTile && is_packed_or_absent<T>(buffers.seq_lens) &&
-         is_packed_or_absent<T>(buffers.extend_seq_lens) && buffers.req_pool_indices.stride == 1 &&
-         (buffers.extend_seq_lens || *buffers.num_draft_tokens <= kShort) && rows_are_aligned(buffers) &&
-         fits_32_bits(buffers.req_to_token.row_stride) && fits_32_bits(buffers.page_table.row_stride) &&
-         fits_32_bits(buffers.real_page_table.row_stride) && fits_32_bits(buffers.ctx_lens_2d.row_stride);
+  return buffers.seq_lens.size <= kTile && buffers.seq_lens.stride == 1 && buffers.extend_seq_lens.stride == 1 &&
+         buffers.req_pool_indices.stride == 1 && (buffers.extend_seq_lens || *buffers.num_draft_tokens <= kShort) &&
+         rows_are_aligned(buffers) && fits_32_bits(buffers.req_to_token.row_stride) &&
+         fits_32_bits(buffers.page_table.row_stride) && fits_32_bits(buffers.real_page_table.row_stride) &&
+         fits_32_bits(buffers.ctx_lens_2d.row_stride);
 }
 
 template <class Form>
-void launch(const Replay& buffers, int multiprocessors, cudaStream_t stream) {
+void launch(const Replay& buffers, const Target& target, cudaStream_t stream) {
   using Lengths = typename Form::Lengths;
+  const int multiprocessors = target.multiprocessors;
   const int32_t uniform_tokens = buffers.extend_seq_lens ? 0 : static_cast<int32_t>(*buffers.num_draft_tokens);
   const bool any_request = buffers.cache_seqlens || buffers.cu_seqlens_k || buffers.ctx_lens_2d;
   const bool any_token =
@@ -141,7 +135,7 @@ void launch(const Replay& buffers, int multiprocessors, cudaStream_t stream) {
   const int64_t table_rows = bs > 0 ? rules::max(buffers.page_table.rows, buffers.real_page_table.rows) : 0;
   Args<Form> args{Lengths(buffers.seq_lens),
                   Lengths(buffers.extend_seq_lens),
-                  typename Form::PoolIndices(buffers.req_pool_indices),
+                  Lengths(buffers.req_pool_indices),
                   static_cast<int32_t>(bs),
                   uniform_tokens,
                   buffers.mode == Mode::target_verify ? uniform_tokens : 0,
@@ -169,33 +163,31 @@ void launch(const Replay& buffers, int multiprocessors, cudaStream_t stream) {
                   Rows<int32_t, typename Form::Stride>(buffers.ctx_lens_2d)};
   if (!any_request && !any_token && table_rows == 0) return;
   const unsigned length_blocks = args.request_blocks + args.token_blocks;
-  if (!std::is_same_v<Form, General> && bs <= kWarp) {
-    args.table_blocks = static_cast<unsigned>(few_table_blocks(args, multiprocessors));
-    args.table_blocks_divisor = rules::Divisor(rules::max(args.table_blocks, 1));
-    if constexpr (!std::is_same_v<Form, General>) {
-      replay_few_kernel<Form><<<length_blocks + args.table_blocks * args.bs, kFewBlock, 0, stream>>>(args);
+  if constexpr (!std::is_same_v<Form, General>) {
+    if (bs <= kWarp) {
+      args.table_blocks = static_cast<unsigned>(few_table_blocks(args, multiprocessors));
+      args.table_blocks_divisor = rules::Divisor(rules::max(args.table_blocks, 1));
+      const unsigned blocks = length_blocks + args.table_blocks * static_cast<unsigned>(bs);
+      return enqueue(kOp, replay_few_kernel<Form>, blocks, kFewBlock, target, stream, args);
     }
-  } else {
-    args.table_blocks = static_cast<unsigned>(tile_table_blocks(args, multiprocessors));
-    const dim3 grid(length_blocks + args.table_blocks, tiles.rows);
-    replay_kernel<Form, std::is_same_v<Form, General>><<<grid, kTile, 0, stream>>>(args);
   }
-  check(cudaGetLastError(), kOp);
+  args.table_blocks = static_cast<unsigned>(tile_table_blocks(args, multiprocessors));
+  const dim3 grid(length_blocks + args.table_blocks, tiles.rows);
+  enqueue(kOp, replay_kernel<Form, std::is_same_v<Form, General>>, grid, kTile, target, stream, args);
 }
 
 }  // namespace
 
 void fill_replay(const Replay& buffers, Stream stream) {
   const DeviceGuard guard(buffers.device, kOp);
-  const int multiprocessors = kernels.ready(buffers.device);
+  const Target target = kernels.ready(buffers.device);
   const auto on = static_cast<cudaStream_t>(stream);
-  const bool ragged{buffers.extend_seq_lens};
-  if (is_plain<int32_t>(buffers)) {
-    ragged ? launch<Ragged32>(buffers, multiprocessors, on) : launch<Uniform32>(buffers, multiprocessors, on);
-  } else if (is_plain<int64_t>(buffers)) {
-    ragged ? launch<Ragged64>(buffers, multiprocessors, on) : launch<Uniform64>(buffers, multiprocessors, on);
+  if (!is_plain(buffers)) {
+    launch<General>(buffers, target, on);
+  } else if (buffers.extend_seq_lens) {
+    launch<Ragged>(buffers, target, on);
   } else {
-    launch<General>(buffers, multiprocessors, on);
+    launch<Uniform>(buffers, target, on);
   }
 }
 

@@ -11,12 +11,12 @@ namespace nsa_kernel::cuda {
 
 enum class TokenCounts { uniform, ragged, either };
 
-/// Packed indices of either type, by their 32-bit words.
-struct Indices {
+/// Packed elements of either type, by their 32-bit words.
+struct Words {
   const int32_t* words;
   int32_t each;
 
-  explicit Indices(const LengthView& view)
+  explicit Words(const LengthView& view)
       : words(view.int64 != nullptr ? reinterpret_cast<const int32_t*>(view.int64) : view.int32),
         each(view.int64 != nullptr ? 2 : 1) {}
 
@@ -26,12 +26,11 @@ struct Indices {
   }
 };
 
-/// The arguments that engines have: packed lengths of type T, tables of aligned rows, up to 512 requests.
-/// Where counts are uniform, they are up to kShort.
-template <class T, TokenCounts kValue>
+/// The arguments that engines have: packed lengths, tables of aligned rows, up to 512 requests. Where counts are
+/// uniform, they are up to kShort.
+template <TokenCounts kValue>
 struct Plain {
-  using Lengths = Packed<T>;
-  using PoolIndices = Indices;
+  using Lengths = Words;
   using Stride = uint32_t;
   static constexpr TokenCounts kCounts = kValue;
   static constexpr bool kAligned = true;
@@ -40,7 +39,6 @@ struct Plain {
 /// All others.
 struct General {
   using Lengths = LengthView;
-  using PoolIndices = LengthView;
   using Stride = uint64_t;
   static constexpr TokenCounts kCounts = TokenCounts::either;
   static constexpr bool kAligned = false;
@@ -80,7 +78,7 @@ template <class Form>
 struct Args {
   typename Form::Lengths seq_lens;
   typename Form::Lengths extend_seq_lens;  ///< given: tokens are ragged
-  typename Form::PoolIndices req_pool_indices;
+  typename Form::Lengths req_pool_indices;
   int32_t bs;
   int32_t uniform_tokens;  ///< tokens of each request, where they are not ragged
   int32_t uncounted;       ///< tokens of each request that seq_lens does not count yet
@@ -115,8 +113,8 @@ struct Args {
     if constexpr (Form::kCounts == TokenCounts::either) return static_cast<bool>(extend_seq_lens);
     return Form::kCounts == TokenCounts::ragged;
   }
-  __device__ auto added(int b) const {
-    return ragged() ? rules::length(extend_seq_lens[b]) : decltype(rules::length(extend_seq_lens[b])){uniform_tokens};
+  __device__ int64_t added(int b) const {
+    return ragged() ? rules::length(extend_seq_lens[b]) : int64_t{uniform_tokens};
   }
   __device__ int32_t tokens(int b) const { return rules::saturated(added(b)); }
   __device__ int32_t kv(int b) const { return rules::kv_length(rules::length(seq_lens[b]), uncounted); }

@@ -45,7 +45,7 @@ __device__ void fill_tokens(const Args<Form>& args, unsigned share) {
   RunningScan<kTile, kMany, kSums> scan(shared);
 
   const auto load = [&](int b, int32_t& tokens, int32_t& first) {
-    const auto added = args.added(b);
+    const int64_t added = args.added(b);
     tokens = rules::saturated(added);
     first = rules::first_seqlen(rules::length(args.seq_lens[b]), args.uncounted, added);
     Sums<kSums> sums;
