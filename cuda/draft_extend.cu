@@ -15,11 +15,10 @@ namespace {
 
 constexpr const char* kOp = "fill_draft_extend_metadata";
 
-/// What the kernels read. Lengths is Packed or LengthView.
-template <class Lengths>
+/// What the kernels read.
 struct Args {
-  Lengths extend_seq_lens;
-  Lengths seq_lens;
+  Elements extend_seq_lens;
+  Elements seq_lens;
   int32_t* seqlens_expanded;
   int32_t* nsa_cache_seqlens;
   volatile int32_t* count;  ///< where the number of tokens goes, on the device or in pinned host memory; may be null
@@ -27,7 +26,7 @@ struct Args {
   int32_t capacity;
   int32_t bs;
 
-  __device__ int32_t tokens(int64_t b) const { return rules::saturated(rules::length(extend_seq_lens[b])); }
+  __device__ int32_t tokens(int b) const { return rules::saturated(rules::length(extend_seq_lens[b])); }
 
   __device__ void store_count(int32_t total) const {
     if (count != nullptr) *count = total;
@@ -44,9 +43,8 @@ struct Request {
   int32_t first;  ///< KV length that its first token sees
 };
 
-template <class Lengths>
-__device__ Request load(const Args<Lengths>& args, int64_t b) {
-  const auto q = rules::length(args.extend_seq_lens[b]);
+__device__ Request load(const Args& args, int b) {
+  const int64_t q = rules::length(args.extend_seq_lens[b]);
   return {rules::saturated(q), rules::first_seqlen(rules::length(args.seq_lens[b]), 0, q)};
 }
 
@@ -57,8 +55,8 @@ struct TokenSpan {
   int32_t first;
 };
 
-template <class Lengths, int kThreads, bool kMany>
-__global__ __launch_bounds__(kThreads) void draft_extend_optimized_kernel(const __grid_constant__ Args<Lengths> args) {
+template <int kThreads, bool kMany>
+__global__ __launch_bounds__(kThreads) void draft_extend_optimized_kernel(const __grid_constant__ Args args) {
   __shared__ typename RunningScan<kThreads, kMany, 1>::Shared shared;
   await_stream();
   RunningScan<kThreads, kMany, 1> scan(shared);
@@ -78,7 +76,7 @@ __global__ __launch_bounds__(kThreads) void draft_extend_optimized_kernel(const 
 constexpr int kBlock = kBlockSize;
 
 /// Writes the number of tokens before each request.
-__global__ __launch_bounds__(kBlock) void draft_extend_prefix_sum_kernel(const __grid_constant__ Args<LengthView> args,
+__global__ __launch_bounds__(kBlock) void draft_extend_prefix_sum_kernel(const __grid_constant__ Args args,
                                                                          int32_t* tokens_before) {
   await_stream();
   __shared__ RunningScan<kBlock, true, 1>::Shared shared;
@@ -114,7 +112,7 @@ struct LinearSearch {
 
 /// One thread a token.
 template <class Search>
-__global__ __launch_bounds__(kBlock) void draft_extend_search_kernel(const __grid_constant__ Args<LengthView> args,
+__global__ __launch_bounds__(kBlock) void draft_extend_search_kernel(const __grid_constant__ Args args,
                                                                      const int32_t* tokens_before) {
   await_stream();
   const int last = args.bs - 1;
@@ -127,31 +125,27 @@ __global__ __launch_bounds__(kBlock) void draft_extend_search_kernel(const __gri
   }
 }
 
-template <class Lengths, int kThreads, bool kMany>
+template <int kThreads, bool kMany>
 const void* optimized() {
-  return reinterpret_cast<const void*>(draft_extend_optimized_kernel<Lengths, kThreads, kMany>);
+  return reinterpret_cast<const void*>(draft_extend_optimized_kernel<kThreads, kMany>);
 }
 
-Kernels kernels(kOp, {optimized<Packed<int32_t>, 32, false>(), optimized<Packed<int32_t>, 128, false>(),
-                      optimized<Packed<int32_t>, 512, false>(), optimized<Packed<int32_t>, 1024, false>(),
-                      optimized<Packed<int32_t>, 512, true>(), optimized<LengthView, 32, false>(),
-                      optimized<LengthView, 128, false>(), optimized<LengthView, 512, false>(),
-                      optimized<LengthView, 1024, false>(), optimized<LengthView, 512, true>(),
-                      reinterpret_cast<const void*>(draft_extend_prefix_sum_kernel),
-                      reinterpret_cast<const void*>(draft_extend_search_kernel<BinarySearch>),
-                      reinterpret_cast<const void*>(draft_extend_search_kernel<LinearSearch>)});
+Kernels kernels(kOp,
+                {optimized<32, false>(), optimized<128, false>(), optimized<512, false>(), optimized<1024, false>(),
+                 optimized<512, true>(), reinterpret_cast<const void*>(draft_extend_prefix_sum_kernel),
+                 reinterpret_cast<const void*>(draft_extend_search_kernel<BinarySearch>),
+                 reinterpret_cast<const void*>(draft_extend_search_kernel<LinearSearch>)});
 
 int64_t most_blocks(const Target& target) { return target.multiprocessors * 2; }
 
-template <int kThreads, bool kMany, class Lengths>
-void launch_tiles(const Args<Lengths>& args, const Target& target, cudaStream_t stream) {
+template <int kThreads, bool kMany>
+void launch_tiles(const Args& args, const Target& target, cudaStream_t stream) {
   const Grid grid(args.bs, kThreads, useful_token_blocks(args.capacity, args.bs), most_blocks(target));
   const dim3 blocks(grid.shares, grid.rows);
-  enqueue(kOp, draft_extend_optimized_kernel<Lengths, kThreads, kMany>, blocks, kThreads, target, stream, args);
+  enqueue(kOp, draft_extend_optimized_kernel<kThreads, kMany>, blocks, kThreads, target, stream, args);
 }
 
-template <class Lengths>
-void launch_optimized(const Args<Lengths>& args, const Target& target, cudaStream_t stream) {
+void launch_optimized(const Args& args, const Target& target, cudaStream_t stream) {
   if (args.bs <= 32) return launch_tiles<32, false>(args, target, stream);
   if (args.bs <= 128) return launch_tiles<128, false>(args, target, stream);
   if (args.bs <= 512) return launch_tiles<512, false>(args, target, stream);
@@ -159,8 +153,7 @@ void launch_optimized(const Args<Lengths>& args, const Target& target, cudaStrea
   return launch_tiles<512, true>(args, target, stream);
 }
 
-void launch_searched(const Args<LengthView>& args, Variant variant, int32_t* workspace, const Target& target,
-                     cudaStream_t stream) {
+void launch_searched(const Args& args, Variant variant, int32_t* workspace, const Target& target, cudaStream_t stream) {
   const Grid grid(args.bs, kBlock, 1, most_blocks(target));
   enqueue(kOp, draft_extend_prefix_sum_kernel, dim3(grid.shares, grid.rows), kBlock, target, stream, args, workspace);
   if (args.bs == 0 || args.capacity == 0) return;
@@ -187,26 +180,18 @@ class StreamMemory {
   void* data_ = nullptr;
 };
 
-template <class Lengths>
-Args<Lengths> kernel_args(const DraftExtend& buffers, Lengths q, Lengths k, volatile int32_t* count) {
-  return {q,
-          k,
-          buffers.out_seqlens_expanded.data,
-          buffers.out_nsa_cache_seqlens.data,
-          count,
-          static_cast<int32_t>(buffers.nsa_index_topk),
-          rules::saturated(rules::min(buffers.out_seqlens_expanded.size, buffers.out_nsa_cache_seqlens.size)),
-          static_cast<int32_t>(buffers.extend_seq_lens.size)};
-}
-
 void launch(const DraftExtend& buffers, Variant variant, int32_t* workspace, volatile int32_t* count,
             cudaStream_t stream) {
   const Target target = kernels.ready(buffers.device);
-  const LengthView &q = buffers.extend_seq_lens, &k = buffers.seq_lens;
-  if (variant == Variant::optimized && is_packed<int32_t>(q) && is_packed<int32_t>(k)) {
-    return launch_optimized(kernel_args(buffers, Packed<int32_t>(q), Packed<int32_t>(k), count), target, stream);
-  }
-  const Args<LengthView> args = kernel_args(buffers, q, k, count);
+  const int64_t capacity = rules::min(buffers.out_seqlens_expanded.size, buffers.out_nsa_cache_seqlens.size);
+  const Args args{Elements(buffers.extend_seq_lens),
+                  Elements(buffers.seq_lens),
+                  buffers.out_seqlens_expanded.data,
+                  buffers.out_nsa_cache_seqlens.data,
+                  count,
+                  static_cast<int32_t>(buffers.nsa_index_topk),
+                  rules::saturated(capacity),
+                  static_cast<int32_t>(buffers.extend_seq_lens.size)};
   if (variant == Variant::optimized) {
     launch_optimized(args, target, stream);
   } else if (workspace != nullptr || args.bs == 0) {

@@ -113,8 +113,7 @@ bool fits_32_bits(int64_t stride) { return stride < int64_t{1} << 32; }
 /// Whether kernels for Plain may be used. In a large batch, fetching the instructions of the general kernel does not
 /// count.
 bool is_plain(const Replay& buffers) {
-  return buffers.seq_lens.size <= kTile && buffers.seq_lens.stride == 1 && buffers.extend_seq_lens.stride == 1 &&
-         buffers.req_pool_indices.stride == 1 && (buffers.extend_seq_lens || *buffers.num_draft_tokens <= kShort) &&
+  return buffers.seq_lens.size <= kTile && (buffers.extend_seq_lens || *buffers.num_draft_tokens <= kShort) &&
          rows_are_aligned(buffers) && fits_32_bits(buffers.req_to_token.row_stride) &&
          fits_32_bits(buffers.page_table.row_stride) && fits_32_bits(buffers.real_page_table.row_stride) &&
          fits_32_bits(buffers.ctx_lens_2d.row_stride);
@@ -122,7 +121,6 @@ bool is_plain(const Replay& buffers) {
 
 template <class Form>
 void launch(const Replay& buffers, const Target& target, cudaStream_t stream) {
-  using Lengths = typename Form::Lengths;
   const int multiprocessors = target.multiprocessors;
   const int32_t uniform_tokens = buffers.extend_seq_lens ? 0 : static_cast<int32_t>(*buffers.num_draft_tokens);
   const bool any_request = buffers.cache_seqlens || buffers.cu_seqlens_k || buffers.ctx_lens_2d;
@@ -133,9 +131,9 @@ void launch(const Replay& buffers, const Target& target, cudaStream_t stream) {
   const int64_t bs = buffers.seq_lens.size;
   const Grid tiles(bs, kTile, useful_token_blocks(capacity, bs), multiprocessors * kTilesPerMultiprocessor);
   const int64_t table_rows = bs > 0 ? rules::max(buffers.page_table.rows, buffers.real_page_table.rows) : 0;
-  Args<Form> args{Lengths(buffers.seq_lens),
-                  Lengths(buffers.extend_seq_lens),
-                  Lengths(buffers.req_pool_indices),
+  Args<Form> args{Elements(buffers.seq_lens),
+                  Elements(buffers.extend_seq_lens),
+                  Elements(buffers.req_pool_indices),
                   static_cast<int32_t>(bs),
                   uniform_tokens,
                   buffers.mode == Mode::target_verify ? uniform_tokens : 0,

@@ -11,26 +11,10 @@ namespace nsa_kernel::cuda {
 
 enum class TokenCounts { uniform, ragged, either };
 
-/// Packed elements of either type, by their 32-bit words.
-struct Words {
-  const int32_t* words;
-  int32_t each;
-
-  explicit Words(const LengthView& view)
-      : words(view.int64 != nullptr ? reinterpret_cast<const int32_t*>(view.int64) : view.int32),
-        each(view.int64 != nullptr ? 2 : 1) {}
-
-  __device__ int64_t operator[](int b) const {
-    const int32_t low = words[b * each], last = words[b * each + each - 1];
-    return static_cast<int64_t>(each == 2 ? last : last >> 31) << 32 | static_cast<uint32_t>(low);
-  }
-};
-
 /// The arguments that engines have: packed lengths, tables of aligned rows, up to 512 requests. Where counts are
 /// uniform, they are up to kShort.
 template <TokenCounts kValue>
 struct Plain {
-  using Lengths = Words;
   using Stride = uint32_t;
   static constexpr TokenCounts kCounts = kValue;
   static constexpr bool kAligned = true;
@@ -38,7 +22,6 @@ struct Plain {
 
 /// All others.
 struct General {
-  using Lengths = LengthView;
   using Stride = uint64_t;
   static constexpr TokenCounts kCounts = TokenCounts::either;
   static constexpr bool kAligned = false;
@@ -76,9 +59,9 @@ struct Tokens {
 
 template <class Form>
 struct Args {
-  typename Form::Lengths seq_lens;
-  typename Form::Lengths extend_seq_lens;  ///< given: tokens are ragged
-  typename Form::Lengths req_pool_indices;
+  Elements seq_lens;
+  Elements extend_seq_lens;  ///< given: tokens are ragged
+  Elements req_pool_indices;
   int32_t bs;
   int32_t uniform_tokens;  ///< tokens of each request, where they are not ragged
   int32_t uncounted;       ///< tokens of each request that seq_lens does not count yet

@@ -14,25 +14,24 @@ namespace nsa_kernel::cuda {
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = ~0u;
 
-/// Contiguous lengths of a known type; LengthView is the general case.
-template <class T>
-struct Packed {
-  const T* data;
+/// Lengths or indices as kernels read them: by their 32-bit words, so that code for both types has no branch.
+struct Elements {
+  const int32_t* words;  ///< null: not given
+  int64_t step;          ///< words from one element to the next
+  int32_t last;          ///< word of an element that holds its sign: 0 of int32, 1 of int64
 
-  explicit Packed(const LengthView& view);
-  __device__ explicit operator bool() const { return data != nullptr; }
-  __device__ T operator[](int64_t i) const { return data[i]; }
+  explicit Elements(const LengthView& view)
+      : words(view.int64 != nullptr ? reinterpret_cast<const int32_t*>(view.int64) : view.int32),
+        step(view.stride * (view.int64 != nullptr ? 2 : 1)),
+        last(view.int64 != nullptr ? 1 : 0) {}
+
+  __device__ explicit operator bool() const { return words != nullptr; }
+  __device__ int64_t operator[](int b) const {
+    const int32_t* at = words + b * step;
+    const int32_t low = at[0], high = at[last];
+    return static_cast<int64_t>(last == 0 ? high >> 31 : high) << 32 | static_cast<uint32_t>(low);
+  }
 };
-
-template <>
-inline Packed<int32_t>::Packed(const LengthView& view) : data(view.int32) {}
-template <>
-inline Packed<int64_t>::Packed(const LengthView& view) : data(view.int64) {}
-
-template <class T>
-bool is_packed(const LengthView& view) {
-  return view.stride == 1 && (sizeof(T) == 8 ? view.int64 != nullptr : view.int32 != nullptr);
-}
 
 /// One tile of requests, as one of the blocks that share it sees it.
 struct Tile {
