@@ -12,8 +12,8 @@
 namespace nsa_kernel::cuda {
 namespace {
 
-/// Compute capability, and version of the driver, from which on kernels are launched as enqueue.cuh says.
-constexpr int kDependentLaunch = 90, kCapturesDependentLaunch = 12030;
+/// Compute capability from which on kernels wait for their stream by themselves, times ten.
+constexpr int kDependentLaunch = 90;
 
 __global__ void empty_kernel() {}
 
@@ -48,9 +48,7 @@ bool runs_on(const std::string& architecture, int major, int minor) {
 
 Target Kernels::load(Device device) const {
   const RelaxedCapture relaxed;
-  int driver = 0;
-  check(cudaDriverGetVersion(&driver), op_);
-  Target target{0, driver >= kCapturesDependentLaunch};
+  Target target{0, true};
   for (const void* kernel : kernels_) {
     cudaFuncAttributes attributes;
     const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);

@@ -1,22 +1,29 @@
-// Programmatic dependent launch: the device may set a kernel up while earlier work of its stream ends.
+// How every kernel is launched, but for the empty one.
 //
-// All kernels that `enqueue` launches begin with `await_stream`, since earlier work may still run until it returns.
+// With programmatic dependent launch, a kernel may be set up while earlier work of its stream ends, and its launch
+// takes less time of the host. It must wait by itself before it touches memory. In a graph, other nodes would pay for
+// it: a node of another kind after one launched so starts later.
 #pragma once
 
 #include <cuda_runtime.h>
-
-#include <utility>
 
 #include "check.h"
 #include "kernels.h"
 
 namespace nsa_kernel::cuda {
 
-/// Returns when all earlier work of the stream is done and seen; then a later kernel of this kind may be set up.
+/// Every kernel's first statement: returns when all earlier work of the stream is done.
 __device__ inline void await_stream() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait; griddepcontrol.launch_dependents;" ::: "memory");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
+}
+
+inline bool is_captured(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  if (cudaStreamIsCapturing(stream, &status) == cudaSuccess) return status != cudaStreamCaptureStatusNone;
+  cudaGetLastError();  // the launch will say it
+  return true;
 }
 
 template <class Kernel, class... Args>
@@ -30,7 +37,7 @@ void enqueue(const char* op, Kernel* kernel, dim3 grid, int threads, const Targe
   config.blockDim = threads;
   config.stream = stream;
   config.attrs = &attribute;
-  config.numAttrs = target.dependent_launch ? 1 : 0;
+  config.numAttrs = target.dependent_launch && !is_captured(stream) ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, args...), op);
 }
 

@@ -13,7 +13,7 @@ namespace nsa_kernel::cuda {
 /// What a launch has to know of its device.
 struct Target {
   int multiprocessors;
-  bool dependent_launch;  ///< every kernel has code for it, and the driver captures it
+  bool dependent_launch;  ///< every kernel waits by itself, see enqueue.cuh
 };
 
 /// Kernels that are loaded together, once a device. CUDA loads code at its first use, which a capture may forbid.

@@ -25,7 +25,7 @@ constexpr int kFewVectors = 2;
 // More.
 constexpr int kTile = 512;
 constexpr int kTilesPerMultiprocessor = 2;
-constexpr int kVectors = 2;
+constexpr int kVectors = 4;
 
 template <class Form>
 __global__ __launch_bounds__(kFewBlock) void replay_few_kernel(const __grid_constant__ Args<Form> args) {

@@ -37,23 +37,22 @@ struct Live {
   }
 };
 
-/// What a warp needs of a request to do one of its units.
+/// What a warp needs of a request to do one of its units, but for the row of its first token.
 struct alignas(16) TableRequest {
   Live live;
   int32_t pool_row;  ///< -1: outside the pool
-  int32_t row;       ///< of its first token
-  int32_t rows;      ///< that some table holds
+  int32_t rows;      ///< at most as many as some table holds
   unsigned units;
-  unsigned unit;  ///< first of those that this block does
+  unsigned unit;    ///< first of those that this block does
+  int32_t in_tile;  ///< place of the request in its tile
 
   template <int kVectors, class Form>
-  __device__ static TableRequest of(const Args<Form>& args, int32_t kv, int64_t index, int32_t row, int32_t tokens) {
+  __device__ static TableRequest of(const Args<Form>& args, int32_t kv, int64_t index, int32_t tokens) {
     TableRequest request{};
     request.live = Live::of(args, kv);
     const bool in_pool = static_cast<uint64_t>(index) < static_cast<uint64_t>(args.req_to_token.rows);
     request.pool_row = in_pool ? static_cast<int32_t>(index) : -1;
-    request.row = row;
-    request.rows = min(tokens, args.table_rows - min(row, args.table_rows));
+    request.rows = min(tokens, args.table_rows);
     request.units = request.live.units<kVectors>();
     if constexpr (Form::kCounts == TokenCounts::uniform) {
       if (request.rows <= 0) request.units = 0;
@@ -130,10 +129,11 @@ __device__ void gather_pages(const Args<Form>& args, const int32_t* source, int 
   for (int r = 0; r < rows; ++r, to += args.real_page_table.row_stride) *to = page;
 }
 
+/// One warp does one unit of a request whose first token has `row`, which some table holds.
 template <int kVectors, class Form>
-__device__ void fill_unit(const Args<Form>& args, const TableRequest& request, unsigned unit) {
+__device__ void fill_unit(const Args<Form>& args, const TableRequest& request, int row, unsigned unit) {
   const Live& live = request.live;
-  int row = request.row, rows = request.rows;
+  int rows = request.rows;
   if (Form::kCounts != TokenCounts::uniform && __builtin_expect(rows > kUnitRows, false)) {
     const unsigned part = unit / live.units<kVectors>();
     unit -= part * live.units<kVectors>();
@@ -158,6 +158,15 @@ __device__ void fill_unit(const Args<Form>& args, const TableRequest& request, u
   }
 }
 
+/// Asks for the source slots of a unit, for a `fill_unit` that comes later.
+template <int kVectors, class Form>
+__device__ void prefetch_unit(const Args<Form>& args, const TableRequest& request, unsigned unit) {
+  if (unit >= request.live.slot_units<kVectors>() || request.pool_row < 0) return;
+  const int c = unit * kUnitSlots<kVectors> + threadIdx.x % kWarp * (kUnitSlots<kVectors> / kWarp);
+  if (c >= request.live.slots) return;
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(args.req_to_token.row(request.pool_row) + c));
+}
+
 /// The tables of one of up to one warp's width of requests, which each have blocks of their own.
 template <int kVectors, class Form>
 __device__ void fill_tables_of_one(const Args<Form>& args, unsigned block) {
@@ -173,11 +182,12 @@ __device__ void fill_tables_of_one(const Args<Form>& args, unsigned block) {
     row = from_lane(before, kWarp - 1).value[0];
     tokens = __shfl_sync(kAllLanes, mine, b);
   }
-  const TableRequest request = TableRequest::of<kVectors>(args, kv, index, row, tokens);
+  if (row >= args.table_rows) return;
+  const TableRequest request = TableRequest::of<kVectors>(args, kv, index, tokens);
   const unsigned step = blockDim.x / kWarp * args.table_blocks;
 #pragma unroll 1
   for (unsigned unit = threadIdx.x / kWarp * args.table_blocks + share; unit < request.units; unit += step) {
-    fill_unit<kVectors>(args, request, unit);
+    fill_unit<kVectors>(args, request, row, unit);
   }
 }
 
@@ -190,6 +200,7 @@ template <int kVectors, int kTile, bool kMany, class Form>
 __device__ void fill_tables(const Args<Form>& args, unsigned share) {
   constexpr int kWarpsLog2 = log2_of(kTile / kWarp);
   __shared__ TableRequest found[kTile];  // requests of which this block does units, in any order
+  __shared__ int32_t row_of[Form::kCounts == TokenCounts::uniform ? 1 : kTile];
   __shared__ int count;
   __shared__ typename RunningScan<kTile, kMany, 1>::Shared row_shared;
   RunningScan<kTile, kMany, 1> row_scan(row_shared);
@@ -201,28 +212,32 @@ __device__ void fill_tables(const Args<Form>& args, unsigned share) {
     const int64_t index = mine ? args.req_pool_indices[b] : -1;
     const int32_t tokens = mine ? args.tokens(b) : 0;
     if (threadIdx.x == 0) count = 0;
-    int32_t row;
-    if (args.ragged()) {
-      const auto tokens_of = [&](int earlier) { return Sums<1>{{args.tokens(earlier)}}; };
-      row = row_scan.next(tile, {{tokens}}, tokens_of).before.value[0];
-    } else {
-      row = args.uniform_tokens_before(b);
-    }
     __syncthreads();
-    TableRequest request = TableRequest::of<kVectors>(args, kv, index, row, tokens);
+    TableRequest request = TableRequest::of<kVectors>(args, kv, index, tokens);
     const unsigned home = __umulhi(threadIdx.x * args.home_step, shares);
     request.unit = share - home + (share < home ? shares : 0);
+    request.in_tile = threadIdx.x;
     if (request.unit < request.units) found[atomicAdd(&count, 1)] = request;
     __syncthreads();
     // The warps divide the requests found; where these are few, a power of two of warps divides the units of one.
     const int warp = threadIdx.x / kWarp;
     const int each_log2 = max(kWarpsLog2 - (kWarp - __clz(max(count, 1) - 1)), 0);
-    const unsigned step = shares << each_log2;
-    for (int i = warp >> each_log2; i < count; i += 1 << kWarpsLog2 >> each_log2) {
+    const unsigned step = shares << each_log2, first = (warp & ((1 << each_log2) - 1)) * shares;
+    const int begin = warp >> each_log2;
+    if (args.ragged()) {
+      // Rows are known after a scan, sources before it.
+      if (begin < count) prefetch_unit<kVectors>(args, found[begin], found[begin].unit + first);
+      const auto tokens_of = [&](int earlier) { return Sums<1>{{args.tokens(earlier)}}; };
+      row_of[threadIdx.x] = row_scan.next(tile, {{tokens}}, tokens_of).before.value[0];
+      __syncthreads();
+    }
+    for (int i = begin; i < count; i += 1 << kWarpsLog2 >> each_log2) {
       const TableRequest of = found[i];
+      const int row = args.ragged() ? row_of[of.in_tile] : args.uniform_tokens_before(tile.begin + of.in_tile);
+      if (row >= args.table_rows) continue;
 #pragma unroll 1
-      for (unsigned unit = of.unit + (warp & ((1 << each_log2) - 1)) * shares; unit < of.units; unit += step) {
-        fill_unit<kVectors>(args, of, unit);
+      for (unsigned unit = of.unit + first; unit < of.units; unit += step) {
+        fill_unit<kVectors>(args, of, row, unit);
       }
     }
     if constexpr (kMany) __syncthreads();
