@@ -5,6 +5,8 @@ import torch
 
 POISON = -1_985_229_329
 GUARD = 64
+# Lengths whose sums and differences reach the ends of int64, and some between them.
+INT64_EDGES = [-(2**63), 0, 1, 2**31, 2**62 - 1, 2**62, 2**62 + 2, 2**63 - 3, 2**63 - 1]
 
 
 def lengths(values, *, device="cpu", dtype=torch.int32, stride=1):

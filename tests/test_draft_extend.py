@@ -6,7 +6,7 @@ import random
 import nsa_kernel
 import pytest
 import torch
-from memory import Output, lengths
+from memory import INT64_EDGES, Output, lengths
 from reference import INT32_MAX, draft_extend
 
 VARIANTS = ["basic", "adaptive", "optimized"]
@@ -109,6 +109,13 @@ def test_int64_values_beyond_int32_saturate(device, variant):
     check([2, far], [5, far + 9], INT32_MAX, capacity=50, device=device, variant=variant, dtype=torch.int64)
     check([far, far, 1], [far, 7, 7], capacity=50, device=device, variant=variant, dtype=torch.int64)
     check([1, 3], [2**63 - 1, 2**62], capacity=50, device=device, variant=variant, dtype=torch.int64)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("q", INT64_EDGES)
+def test_every_int64_counts_as_it_is(device, variant, q):
+    for k in INT64_EDGES:
+        check([q], [k], INT32_MAX, capacity=5, device=device, variant=variant, dtype=torch.int64)
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import nsa_kernel
 import numpy as np
 import pytest
 import torch
-from memory import POISON, Output, lengths, table
+from memory import INT64_EDGES, POISON, Output, lengths, table
 from reference import INT32_MAX, replay
 
 MODES = ["decode", "target_verify", "draft_extend", "ragged"]
@@ -388,6 +388,20 @@ def test_int64_values_beyond_int32(device, mode):
         dtype=torch.int64,
         device=device,
     )
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("seq_len", INT64_EDGES)
+def test_every_int64_counts_as_it_is(device, mode, seq_len):
+    shapes = dict.fromkeys(PER_TOKEN, (5,)) | {"page_table": (5, 8), "real_page_table": (5, 8)}
+    for q in INT64_EDGES if mode == "ragged" else [None]:
+        check(mode, [seq_len], q=[q], topk=INT32_MAX, width=8, shapes=shapes, dtype=torch.int64, device=device)
+
+
+@pytest.mark.parametrize("seq_len", INT64_EDGES)
+def test_the_most_draft_tokens_on_top_of_every_int64(device, seq_len):
+    names = ["cache_seqlens", "cu_seqlens_k"]
+    check("target_verify", [seq_len], n=INT32_MAX, names=names, dtype=torch.int64, device=device)
 
 
 @pytest.mark.parametrize("mode", MODES)

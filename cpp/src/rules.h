@@ -21,14 +21,13 @@ constexpr int32_t saturating_add(int32_t a, int32_t b) {
   return static_cast<int32_t>(sum < kMaxStored ? sum : kMaxStored);
 }
 
-/// A length as it is read: a negative one counts as 0, and one above 2**62 as 2**62, so that nothing after it
-/// overflows.
+/// A length as it is read: a negative one counts as 0.
 constexpr int32_t length(int32_t value) { return value > 0 ? value : 0; }
-constexpr int64_t length(int64_t value) { return max(min(value, int64_t{1} << 62), 0); }
+constexpr int64_t length(int64_t value) { return max(value, 0); }
 
 /// KV entries of a request: those that `seq_lens` counts, and those of tokens that it does not count yet.
 constexpr int32_t kv_length(int32_t seq_len, int32_t uncounted) { return saturating_add(seq_len, uncounted); }
-constexpr int32_t kv_length(int64_t seq_len, int32_t uncounted) { return saturated(seq_len + uncounted); }
+constexpr int32_t kv_length(int64_t seq_len, int32_t uncounted) { return kv_length(saturated(seq_len), uncounted); }
 
 /// KV length that the first of q tokens sees, before it is bounded below: negative in a padded row.
 constexpr int32_t first_seqlen(int32_t seq_len, int32_t uncounted, int32_t q) {
@@ -36,7 +35,7 @@ constexpr int32_t first_seqlen(int32_t seq_len, int32_t uncounted, int32_t q) {
   return more > 0 ? saturating_add(seq_len, more) : seq_len + more;
 }
 constexpr int32_t first_seqlen(int64_t seq_len, int32_t uncounted, int64_t q) {
-  return saturated(max(seq_len - q + uncounted + 1, -kMaxStored));
+  return saturated(max(min(seq_len - q, kMaxStored) + uncounted + 1, -kMaxStored));
 }
 
 /// KV length that token `j` sees.
