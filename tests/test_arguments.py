@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from memory import Output, lengths, table
+from nsa_kernel.benchmark import launch_empty_kernel
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 DRAFT_EXTEND, REPLAY = "fill_draft_extend_metadata", "fill_replay_metadata"
@@ -373,6 +374,35 @@ def test_names_that_no_argument_has(op):
             call()
         for name, output in outputs.items():
             output.check([] if len(output.array.shape) == 1 else [[]], name)
+
+
+ORDINALS = NUMBERS | {
+    "None": (TypeError, None, "is a NoneType, must be an int"),
+    "negative": (ValueError, -1, f"is -1, must be from 0 to {2**31 - 1}"),
+    "more than 32 bits": (ValueError, 2**31, f"is {2**31}, must be from 0 to {2**31 - 1}"),
+}
+
+
+@pytest.mark.parametrize("kind", ORDINALS)
+def test_a_device_that_is_no_ordinal(kind):
+    exception, value, message = ORDINALS[kind]
+    with pytest.raises(exception, match="^" + re.escape(f"launch_empty_kernel: device {message}") + "$"):
+        launch_empty_kernel(device=value)
+
+
+@pytest.mark.parametrize("ordinal", [1000, 2**31 - 1])
+def test_a_device_that_no_machine_has(ordinal):
+    with pytest.raises(nsa_kernel.CudaError, match=r"^launch_empty_kernel: ") as caught:
+        launch_empty_kernel(device=ordinal)
+    assert caught.value.code > 0
+
+
+@pytest.mark.cuda
+def test_the_device_launches_after_refused_ones(device):
+    for ordinal in (-1, 1000):
+        with pytest.raises((ValueError, nsa_kernel.CudaError)):
+            launch_empty_kernel(device=ordinal)
+    launch_empty_kernel(device=torch.cuda.current_device())
 
 
 def test_cuda_arrays_given_to_a_build_without_cuda():

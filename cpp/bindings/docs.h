@@ -151,10 +151,12 @@ constexpr const char* kKernelInfoDoc =
     "built), devices (name,\n"
     "    compute_capability, usable), and, where `available` is False, reason.\n";
 constexpr const char* kLaunchEmptySignature =
-    "def launch_empty_kernel(stream: typing.Any = None, *, device: int = 0) -> None";
+    "def launch_empty_kernel(stream: typing.Any = None, *, device: typing.SupportsIndex = 0) -> None";
 constexpr const char* kLaunchEmptyDoc =
     "Launches a kernel that does nothing: the floor that benchmarks compare with.\n\n"
     "Args:\n    stream: None for the legacy default stream, an int handle, or an object with `__cuda_stream__`.\n"
-    "    device: CUDA ordinal.\n";
+    "    device: CUDA ordinal.\n\n"
+    "Raises:\n    TypeError: The stream or the device is none of these.\n    ValueError: The device is no ordinal.\n"
+    "    CudaError: There is no such device, or CUDA failed.\n";
 
 }  // namespace nsa_kernel::bindings

@@ -4,6 +4,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <limits>
 #include <string>
 #include <utility>
 
@@ -23,6 +24,7 @@ namespace {
 
 constexpr const char* kDraftExtend = "fill_draft_extend_metadata";
 constexpr const char* kReplay = "fill_replay_metadata";
+constexpr const char* kLaunchEmpty = "launch_empty_kernel";
 
 /// The value that a word stands for.
 template <class T, size_t kWords>
@@ -260,6 +262,19 @@ nb::dict kernel_info() {
   return result;
 }
 
+void launch_empty(nb::handle stream, nb::handle device) {
+  const nb::handle all[] = {device};
+  const Arguments args(kLaunchEmpty, all, stream);
+  const int64_t index = args.integer("device", device);
+  constexpr int kMost = std::numeric_limits<int>::max();
+  if (index < 0 || index > kMost) {
+    const std::string message = std::string(kLaunchEmpty) + ": device is " + std::to_string(index) +
+                                ", must be from 0 to " + std::to_string(kMost);
+    throw nb::value_error(message.c_str());
+  }
+  launch_empty_kernel({DeviceType::cuda, static_cast<int>(index)}, args.stream());
+}
+
 /// Makes `CudaError` and has C++ errors raised as it.
 void def_cuda_error(nb::module_& m) {
   const nb::object type =
@@ -328,13 +343,8 @@ NB_MODULE(_ext, m) {
       "is_cuda_kernel_available", [] { return info().reason.empty(); }, nb::sig(kIsAvailableSignature),
       kIsAvailableDoc);
   m.def("get_kernel_info", kernel_info, nb::sig(kKernelInfoSignature), kKernelInfoDoc);
-  m.def(
-      "launch_empty_kernel",
-      [](nb::handle stream, int device) {
-        launch_empty_kernel({DeviceType::cuda, device},
-                            stream.is_none() ? nullptr : stream_handle("launch_empty_kernel", stream));
-      },
-      "stream"_a = nb::none(), nb::kw_only(), "device"_a = 0, nb::sig(kLaunchEmptySignature), kLaunchEmptyDoc);
+  m.def("launch_empty_kernel", launch_empty, "stream"_a = nb::none(), nb::kw_only(), "device"_a.none() = 0,
+        nb::sig(kLaunchEmptySignature), kLaunchEmptyDoc);
 }
 
 }  // namespace nsa_kernel::bindings
