@@ -1,5 +1,6 @@
 """Nothing is kept: references, exports and memory after many calls, and after calls that were refused."""
 
+import array
 import gc
 import sys
 import weakref
@@ -134,21 +135,42 @@ def test_borrowed_arrays_are_not_imported():
     assert [sys.getrefcount(array) for array in arrays] == counts
 
 
-class Holder(torch.Tensor):
+class TensorHolder(torch.Tensor):
     """A tensor that can hold the plan that holds it."""
 
 
+class ArrayHolder(np.ndarray):
+    """The same of NumPy."""
+
+
+class BufferHolder(array.array):
+    """The same of a buffer."""
+
+
+HOLDERS = {
+    "torch": lambda: lengths([2]).as_subclass(TensorHolder),
+    "numpy": lambda: np.array([2]).view(ArrayHolder),
+    "buffer": lambda: BufferHolder("i", [2]),
+    "view of a buffer": lambda: memoryview(BufferHolder("i", [2])),
+}
+
+
+def holder_of(q):
+    return q.obj if isinstance(q, memoryview) else q
+
+
+@pytest.mark.parametrize("make", HOLDERS.values(), ids=HOLDERS.keys())
 @pytest.mark.parametrize("initialized", [True, False])
-def test_a_plan_in_a_cycle_is_collected(initialized):
+def test_a_plan_in_a_cycle_is_collected(make, initialized):
     alive = []
     for _ in range(50):
-        q = lengths([2]).as_subclass(Holder)
+        q = make()
         outputs = [torch.zeros(2, dtype=torch.int32) for _ in range(2)]
         plan = nsa_kernel.DraftExtendPlan.__new__(nsa_kernel.DraftExtendPlan)
         if initialized:
             plan.__init__(q, lengths([9]), 12, *outputs)
-        q.plan = plan
-        alive.append(weakref.ref(q))
+        holder_of(q).plan = plan
+        alive.append(weakref.ref(holder_of(q)))
     del q, plan, outputs
     gc.collect()
     assert [reference() for reference in alive] == [None] * 50

@@ -37,13 +37,18 @@ bool is_fake(nb::handle type) {
   return package_of(type) == "torch" && utf8(nb::type_name(type)) == "torch._subclasses.fake_tensor.FakeTensor";
 }
 
+/// Whether a type exports as NumPy's arrays do: it is theirs, or inherits it.
+bool is_numpy(nb::handle type) {
+  return package_of(nb::getattr(nb::getattr(type, "__dlpack__", nb::none()), "__objclass__", nb::none())) == "numpy";
+}
+
 /// What is known of a type once it has been met.
 struct TypeFacts {
   const ExchangeTable* table = nullptr;
   bool is_jax = false;     ///< its arrays are immutable, which not every export says
   bool is_fake = false;    ///< its arrays have no memory
   bool is_buffer = false;  ///< it has a buffer and no DLPack
-  bool is_numpy = false;   ///< its arrays are on the CPU, like buffers
+  bool is_numpy = false;   ///< its arrays are on the CPU, like buffers, and own their memory or hold who does
 };
 
 /// The facts of a few types, found by their address; a full cache just looks again.
@@ -58,7 +63,7 @@ class TypeCache {
     const nb::handle handle = reinterpret_cast<PyObject*>(type);
     const TypeFacts facts{look_up_table(type), is_jax(handle), is_fake(handle),
                           PyType_GetSlot(type, Py_bf_getbuffer) != nullptr && !nb::hasattr(handle, "__dlpack__"),
-                          package_of(handle) == "numpy"};
+                          is_numpy(handle)};
     add(type, facts);
     return facts;
   }
@@ -246,7 +251,13 @@ Arguments::Raw Arguments::imported(const char* name, nb::handle array, bool writ
   } else if (writable) {
     refuse(name, "is read-only, must be writable");
   }
-  imports_.push_back(result);
+  // A plan in a cycle with an array is collected only if all that it holds of the array is seen: an import is not.
+  if (facts.is_buffer) {
+    buffers_.push_back(source);
+  } else if (!facts.is_numpy) {
+    imports_.push_back(result);
+  }
+  being_read_ = result;
   return {const_cast<void*>(result.data()), result.dtype(),     {result.device_type(), result.device_id()},
           static_cast<int>(result.ndim()),  result.shape_ptr(), result.stride_ptr()};
 }

@@ -42,8 +42,9 @@ class Arguments {
   /// The stream to work on: the one given, or the framework's current one.
   Stream stream() const;
 
-  /// The imported arrays, for a plan to keep.
+  /// What holds the memory of arrays that were not borrowed, for a plan to keep.
   std::vector<nanobind::ndarray<nanobind::ro>> take_imports() { return std::move(imports_); }
+  std::vector<nanobind::object> take_buffers() { return std::move(buffers_); }
 
  private:
   struct Raw;
@@ -67,7 +68,9 @@ class Arguments {
   StreamSource source_;
   const char* first_name_ = nullptr;
   Device device_;
+  nanobind::ndarray<nanobind::ro> being_read_;  // its shape and strides
   std::vector<nanobind::ndarray<nanobind::ro>> imports_;
+  std::vector<nanobind::object> buffers_;
 };
 
 /// A new int32 array of one element.

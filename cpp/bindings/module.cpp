@@ -54,8 +54,13 @@ class Bound {
   /// `all` are the arguments that the views of `args` borrow from.
   template <size_t kCount>
   Bound(const char* op, Plan plan, Arguments& args, const nb::handle (&all)[kCount])
-      : op_(op), plan_(std::move(plan)), device_(args.device()), source_(args.source()), imports_(args.take_imports()) {
-    for (const nb::handle argument : all) arguments_.push_back(nb::borrow(argument));
+      : op_(op),
+        plan_(std::move(plan)),
+        device_(args.device()),
+        source_(args.source()),
+        imports_(args.take_imports()),
+        held_(args.take_buffers()) {
+    for (const nb::handle argument : all) held_.push_back(nb::borrow(argument));
   }
 
   void run(nb::handle stream) const {
@@ -65,14 +70,15 @@ class Bound {
   static int traverse(PyObject* self, visitproc visit, void* arg) {
     Py_VISIT(Py_TYPE(self));
     if (!nb::inst_ready(self)) return 0;
-    for (const nb::object& argument : nb::inst_ptr<Bound>(self)->arguments_) Py_VISIT(argument.ptr());
+    for (const nb::object& held : nb::inst_ptr<Bound>(self)->held_) Py_VISIT(held.ptr());
     return 0;
   }
 
   /// Only an unreachable plan is cleared, so nothing can run it afterwards.
   static int clear(PyObject* self) {
+    if (!nb::inst_ready(self)) return 0;
     auto* bound = nb::inst_ptr<Bound>(self);
-    bound->arguments_.clear();
+    bound->held_.clear();
     bound->imports_.clear();
     return 0;
   }
@@ -86,7 +92,7 @@ class Bound {
   Device device_;
   StreamSource source_;
   std::vector<nb::ndarray<nb::ro>> imports_;
-  std::vector<nb::object> arguments_;
+  std::vector<nb::object> held_;  ///< the arguments, and the buffers of some
 };
 
 // draft_extend.
