@@ -120,13 +120,13 @@ class Layout:
 class Exporter:
     """An object with the two methods of the protocol, from before exchange tables."""
 
-    def __init__(self, layout, flags=0, versioned=True):
-        self.layout, self.flags, self.versioned, self.asked = layout, flags, versioned, []
+    def __init__(self, layout, flags=0, versioned=True, major=1):
+        self.layout, self.flags, self.versioned, self.major, self.asked = layout, flags, versioned, major, []
 
     def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
         self.asked.append(stream)
         if self.versioned and max_version is not None:
-            return self.layout.versioned_capsule(flags=self.flags)
+            return self.layout.versioned_capsule(self.major, self.flags)
         return self.layout.capsule()
 
     def __dlpack_device__(self):

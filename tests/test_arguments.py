@@ -7,6 +7,7 @@ import nsa_kernel
 import numpy as np
 import pytest
 import torch
+from exporters import Exporter, Layout
 from memory import Output, lengths, table
 from nsa_kernel.benchmark import launch_empty_kernel
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -102,6 +103,14 @@ class Unwilling:
         return 1, 0
 
 
+class Unable:
+    def __dlpack__(self, **_):
+        return np.zeros(9, np.int32)
+
+    def __dlpack_device__(self):
+        return 1, 0
+
+
 def numpy_zeros(dtype):
     """Zeros of the rank that the role needs."""
     return lambda shape, device: np.zeros(shape, dtype)
@@ -138,7 +147,22 @@ KINDS = {
     "object that does not export": (
         ANY,
         lambda shape, device: Unwilling(),
-        f"is a test_arguments.Unwilling, {NOT_AN_ARRAY}",
+        f"is a test_arguments.Unwilling that cannot be exported (not today), {NOT_AN_ARRAY}",
+    ),
+    "export of the next version": (
+        ANY,
+        lambda shape, device: Exporter(Layout(bytearray(256), shape), major=2),
+        "is of DLPack version 2, must be of version 1",
+    ),
+    "capsule of the next version": (
+        ANY,
+        lambda shape, device: Layout(bytearray(256), shape).versioned_capsule(major=2),
+        "is of DLPack version 2, must be of version 1",
+    ),
+    "export that is no capsule": (
+        ANY,
+        lambda shape, device: Unable(),
+        f"is a test_arguments.Unable that cannot be exported (__dlpack__ gives a ndarray), {NOT_AN_ARRAY}",
     ),
     "numpy objects": (ANY, numpy_zeros(object), f"is a ndarray, {NOT_AN_ARRAY}"),
     "other byte order": (ANY, numpy_zeros(">i4"), f"is a ndarray, {NOT_AN_ARRAY}"),

@@ -291,7 +291,7 @@ FIT = {
         values,
         table_type(
             methods={"__dlpack__": Exporter.__dlpack__, "__dlpack_device__": lambda self: (CPU, 0), "asked": []}
-            | {"flags": 0, "versioned": True}
+            | {"flags": 0, "versioned": True, "major": 1}
         ),
     ),
     "memory that CUDA locked": lambda values: over(

@@ -23,7 +23,7 @@ const ExchangeTable* look_up_table(PyTypeObject* type) {
       nb::getattr(nb::handle(reinterpret_cast<PyObject*>(type)), "__dlpack_c_exchange_api__", nb::none());
   if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return nullptr;
   auto table = static_cast<const ExchangeTable*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
-  while (table != nullptr && table->major != kExchangeMajor) table = table->previous;
+  while (table != nullptr && table->major != kDlpackMajor) table = table->previous;
   return table != nullptr && table->borrow_from_object != nullptr ? table : nullptr;
 }
 
@@ -118,18 +118,22 @@ std::string take_error() {
   return first_line(error);
 }
 
-/// A capsule from `__dlpack__`. Work is enqueued in stream order, so nothing has to be synchronized for it; JAX has no
-/// stream that its users could order work on, so it is told `stream` and makes that wait.
-nb::object export_on(nb::handle array, Stream stream, bool is_jax) {
-  constexpr int64_t kNoSynchronization = -1, kLegacy = 1;  // the protocol has no 0
-  const int64_t handle = !is_jax ? kNoSynchronization : stream == nullptr ? kLegacy : reinterpret_cast<int64_t>(stream);
+/// What `__dlpack__` gives, asked with `options`.
+nb::object export_with(nb::handle array, const nb::dict& options) {
   const nb::object method = array.attr("__dlpack__");
   try {
-    return method(nb::arg("stream") = handle, nb::arg("max_version") = nb::make_tuple(1, 0));
+    return method(**options, nb::arg("max_version") = nb::make_tuple(kDlpackMajor, 0));
   } catch (nb::python_error& error) {
     if (!error.matches(PyExc_TypeError)) throw;  // a producer from before max_version
   }
-  return method(nb::arg("stream") = handle);
+  return method(**options);
+}
+
+/// The stream to name in an export. Work is enqueued in stream order, so nothing has to be synchronized for it; JAX has
+/// no stream that its users could order work on, so it is told `stream` and makes that wait.
+int64_t export_stream(Stream stream, bool is_jax) {
+  constexpr int64_t kNoSynchronization = -1, kLegacy = 1;  // the protocol has no 0
+  return !is_jax ? kNoSynchronization : stream == nullptr ? kLegacy : reinterpret_cast<int64_t>(stream);
 }
 
 /// The device that `__dlpack_device__` names; the CPU for arrays that have none, such as a memoryview.
@@ -217,31 +221,50 @@ void Arguments::share_device(const char* name, Device device) {
   }
 }
 
+/// The capsule that the array exports; the array itself where it exports none.
+nb::object Arguments::exported(const char* name, nb::handle array, bool is_jax) {
+  try {
+    const auto [kind, index] = dlpack_device(array);
+    if (!nb::hasattr(array, "__dlpack__")) return nb::borrow(array);
+    nb::dict options;
+    if (kind == kDlCuda || kind == kDlCudaManaged) {  // no stream matters on the CPU
+      if (!given_stream_) find_source();
+      Stream stream = stream_;
+      if (is_jax && !given_stream_) stream = source_.current({DeviceType::cuda, index});
+      options["stream"] = export_stream(stream, is_jax);
+    }
+    nb::object capsule = export_with(array, options);
+    if (PyCapsule_CheckExact(capsule.ptr())) return capsule;
+    refuse_export(name, array, "__dlpack__ gives " + a_type(capsule));
+  } catch (nb::python_error& error) {
+    if (!error.matches(PyExc_Exception)) throw;
+    refuse_export(name, array, first_line(error));
+  } catch (const nb::cast_error&) {
+    refuse(name, is_a(array) + " whose device is not a pair of ints, must be an array that exports DLPack");
+  }
+}
+
+/// The layout of a capsule of another major version is not known.
+void Arguments::check_version(const char* name, nb::handle source) const {
+  constexpr const char* kVersioned = "dltensor_versioned";
+  if (!PyCapsule_IsValid(source.ptr(), kVersioned)) return;
+  const auto* tensor = static_cast<const ManagedTensor*>(PyCapsule_GetPointer(source.ptr(), kVersioned));
+  if (tensor->major == kDlpackMajor) return;
+  refuse(name, "is of DLPack version " + std::to_string(tensor->major) + ", must be of version " +
+                   std::to_string(kDlpackMajor));
+}
+
 Arguments::Raw Arguments::imported(const char* name, nb::handle array, bool writable) {
   nb::object source = nb::borrow(array);
   const TypeFacts facts = types.of(Py_TYPE(array.ptr()));
-  // No stream matters on the CPU; a bare capsule has nobody to ask where it is.
-  if (!facts.is_buffer && !facts.is_numpy && !PyCapsule_CheckExact(array.ptr())) {
-    try {
-      const auto [kind, index] = dlpack_device(array);
-      if (kind == kDlCuda || kind == kDlCudaManaged) {
-        if (!given_stream_) find_source();
-        Stream stream = stream_;
-        if (facts.is_jax && !given_stream_) stream = source_.current({DeviceType::cuda, index});
-        source = export_on(array, stream, facts.is_jax);
-      }
-    } catch (nb::python_error& error) {
-      if (!error.matches(PyExc_Exception)) throw;
-      refuse_export(name, array, first_line(error));
-    } catch (const nb::cast_error&) {
-      refuse(name, is_a(array) + " whose device is not a pair of ints, must be an array that exports DLPack");
-    }
-  }
-  // Some buffers state no strides; a memoryview adds them.
   if (facts.is_buffer) {
+    // Some buffers state no strides; a memoryview adds them.
     source = nb::steal(PyMemoryView_FromObject(array.ptr()));
     if (!source.is_valid()) refuse_export(name, array, take_error());
+  } else if (!facts.is_numpy && !PyCapsule_CheckExact(array.ptr())) {
+    source = exported(name, array, facts.is_jax);
   }
+  check_version(name, source);
   nb::ndarray<> writable_array;
   nb::ndarray<nb::ro> result;
   if (writable && nb::try_cast(source, writable_array, false)) {

@@ -53,6 +53,8 @@ class Arguments {
   Tensor read(const char* name, nanobind::handle array, int ndim, bool writable);
   Raw borrowed(const char* name, nanobind::handle array, const ExchangeTable& table) const;
   Raw imported(const char* name, nanobind::handle array, bool writable);
+  nanobind::object exported(const char* name, nanobind::handle array, bool is_jax);
+  void check_version(const char* name, nanobind::handle source) const;
   TableView<int32_t> any_table(const char* name, nanobind::handle array, bool writable);
   void share_device(const char* name, Device device);
   void take_stream(nanobind::handle stream);

@@ -29,6 +29,7 @@ struct ExchangeTable {
   int (*current_stream)(int32_t device_type, int32_t device_id, void** out);
 };
 
-constexpr uint32_t kExchangeMajor = 1;
+/// Of the structures above.
+constexpr uint32_t kDlpackMajor = 1;
 
 }  // namespace nsa_kernel::bindings
