@@ -12,7 +12,6 @@ constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /// A value as it is stored.
-constexpr int32_t saturated(int32_t value) { return value; }
 constexpr int32_t saturated(int64_t value) { return static_cast<int32_t>(min(value, kMaxStored)); }
 
 /// a + b as it is stored; neither is negative. Associative, so it scans.
@@ -22,18 +21,14 @@ constexpr int32_t saturating_add(int32_t a, int32_t b) {
 }
 
 /// A length as it is read: a negative one counts as 0.
-constexpr int32_t length(int32_t value) { return value > 0 ? value : 0; }
 constexpr int64_t length(int64_t value) { return max(value, 0); }
 
 /// KV entries of a request: those that `seq_lens` counts, and those of tokens that it does not count yet.
-constexpr int32_t kv_length(int32_t seq_len, int32_t uncounted) { return saturating_add(seq_len, uncounted); }
-constexpr int32_t kv_length(int64_t seq_len, int32_t uncounted) { return kv_length(saturated(seq_len), uncounted); }
+constexpr int32_t kv_length(int64_t seq_len, int32_t uncounted) {
+  return saturating_add(saturated(seq_len), uncounted);
+}
 
 /// KV length that the first of q tokens sees, before it is bounded below: negative in a padded row.
-constexpr int32_t first_seqlen(int32_t seq_len, int32_t uncounted, int32_t q) {
-  const int32_t more = uncounted + 1 - q;
-  return more > 0 ? saturating_add(seq_len, more) : seq_len + more;
-}
 constexpr int32_t first_seqlen(int64_t seq_len, int32_t uncounted, int64_t q) {
   return saturated(max(min(seq_len - q, kMaxStored) + uncounted + 1, -kMaxStored));
 }
