@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import nsa_kernel
@@ -105,6 +107,47 @@ def test_a_plan_for_each_thread_and_one_for_all(device, variant):
 
     assert in_threads(work) == [False] * THREADS
     assert shared_outputs[0].tolist() == draft_extend([3] * 50, [99] * 50, 7, 150)[0]
+
+
+LONG_CALLS = {
+    "function": lambda q, k, out: nsa_kernel.fill_draft_extend_metadata(q, k, 7, *out),
+    "waiting": lambda q, k, out: nsa_kernel.fill_draft_extend_metadata_cuda(q, k, 7, *out),
+    "direct": lambda q, k, out: nsa_kernel.fill_draft_extend_metadata_cuda_basic(q, k, 7, *out),
+    "plan": lambda q, k, out: nsa_kernel.DraftExtendPlan(q, k, 7, *out).run(),
+    "replay": lambda q, k, out: nsa_kernel.fill_replay_metadata(
+        "draft_extend", seq_lens=k, nsa_index_topk=7, extend_seq_lens=q, seqlens_expanded=out[0]
+    ),
+    "replay plan": lambda q, k, out: nsa_kernel.ReplayPlan(
+        "draft_extend", seq_lens=k, nsa_index_topk=7, extend_seq_lens=q, seqlens_expanded=out[0]
+    ).run(),
+}
+
+
+@pytest.mark.parametrize("call", LONG_CALLS.values(), ids=LONG_CALLS.keys())
+def test_other_threads_run_during_a_long_call(call):
+    tokens = 1 << 24
+    q, k = lengths([tokens]), lengths([tokens])
+    out = torch.zeros((2, tokens), dtype=torch.int32)
+    ticks, done = [], threading.Event()
+
+    def tick():
+        while not done.wait(0.0005):
+            ticks.append(time.perf_counter())
+
+    def ticked_amid_the_call():
+        begin = time.perf_counter()
+        call(q, k, out)
+        end = time.perf_counter()
+        quarter = (end - begin) / 4
+        return any(begin + quarter < at < end - quarter for at in ticks)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        assert any(ticked_amid_the_call() for _ in range(5)), "no other thread ran"
+    finally:
+        done.set()
+        thread.join()
 
 
 @pytest.mark.cuda
@@ -228,3 +271,42 @@ def test_a_device_that_failed_is_reported_and_never_waited_for(device, call, see
         os._exit(0)
     """
     assert run_process(code, device).startswith("fill_draft_extend_metadata: CUDA error ")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(
+    "call",
+    [
+        "nsa_kernel.fill_draft_extend_metadata(*arguments)",
+        "nsa_kernel.fill_draft_extend_metadata_cuda_optimized(*arguments)",
+        "plan.run()",
+        "nsa_kernel.fill_replay_metadata('decode', **replay)",
+        "replay_plan.run()",
+        "launch_empty_kernel(stream)",
+    ],
+)
+def test_a_full_stream_may_wait_for_python(device, call):
+    """A stream holds so many launches; the next one waits, here for a callback that is written in Python."""
+    code = f"""
+        import ctypes
+        from nsa_kernel.benchmark import launch_empty_kernel
+
+        called = []
+        callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: called.append(True))
+        arguments = batch()
+        plan = nsa_kernel.DraftExtendPlan(*arguments)
+        replay = dict(seq_lens=arguments[1], nsa_index_topk=12, cache_seqlens=arguments[3])
+        replay_plan = nsa_kernel.ReplayPlan("decode", **replay)
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            {call}
+            torch.cuda.synchronize()
+            torch.cuda._sleep(2_000_000_000)
+            handle = ctypes.c_void_p(stream.cuda_stream)
+            assert ctypes.CDLL("libcuda.so.1").cuLaunchHostFunc(handle, callback, None) == 0
+            for _ in range(20_000):
+                {call}
+            assert called == [True], "the stream held all launches, so that none waited"
+            torch.cuda.synchronize()
+    """
+    run_process(code, device)

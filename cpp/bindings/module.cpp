@@ -47,6 +47,14 @@ constexpr std::pair<const char*, Variant> kVariants[] = {
 constexpr std::pair<const char*, Mode> kModes[] = {
     {"decode", Mode::decode}, {"target_verify", Mode::target_verify}, {"draft_extend", Mode::draft_extend}};
 
+/// Does `work` while other threads run Python: it may wait for a stream that is full, which may wait for a callback in
+/// Python. The caller of the Python function holds the arrays meanwhile.
+template <class Work>
+auto without_gil(Work work) {
+  const nb::gil_scoped_release released;
+  return work();
+}
+
 /// A plan and what keeps its memory alive.
 template <class Plan>
 class Bound {
@@ -64,7 +72,8 @@ class Bound {
   }
 
   void run(nb::handle stream) const {
-    plan_.run(stream.is_none() ? source_.current(device_) : stream_handle(op_, stream));
+    const Stream on = stream.is_none() ? source_.current(device_) : stream_handle(op_, stream);
+    without_gil([&] { plan_.run(on); });
   }
 
   static int traverse(PyObject* self, visitproc visit, void* arg) {
@@ -117,7 +126,9 @@ void fill_draft_extend(nb::handle q, nb::handle k, nb::handle topk, nb::handle e
   const nb::handle all[] = {q, k, expanded, clipped, num_tokens};
   Arguments args(kDraftExtend, all, stream);
   const DraftExtend buffers = draft_extend_buffers(args, q, k, topk, expanded, clipped, num_tokens);
-  fill_draft_extend_metadata(buffers, parse(kDraftExtend, "variant", variant, kVariants), args.stream());
+  const Variant how = parse(kDraftExtend, "variant", variant, kVariants);
+  const Stream on = args.stream();
+  without_gil([&] { fill_draft_extend_metadata(buffers, how, on); });
 }
 
 int64_t fill_draft_extend_and_wait(nb::handle q, nb::handle k, nb::handle topk, nb::handle expanded, nb::handle clipped,
@@ -129,11 +140,7 @@ int64_t fill_draft_extend_and_wait(nb::handle q, nb::handle k, nb::handle topk, 
   const DraftExtend buffers = draft_extend_buffers(args, q, k, topk, expanded, clipped, nb::none());
   const Variant variant = optimized ? Variant::optimized : adaptive ? Variant::adaptive : Variant::basic;
   const Stream on = args.stream();
-  int64_t tokens = 0;
-  {
-    const nb::gil_scoped_release released;
-    tokens = fill_draft_extend_metadata_and_count(buffers, variant, on);
-  }
+  const int64_t tokens = without_gil([&] { return fill_draft_extend_metadata_and_count(buffers, variant, on); });
   const int64_t capacity = std::min(buffers.out_seqlens_expanded.size, buffers.out_nsa_cache_seqlens.size);
   if (tokens > capacity) {
     const std::string message = std::string(kDraftExtend) + ": the shorter output has " + std::to_string(capacity) +
@@ -151,7 +158,8 @@ nb::object fill_draft_extend_and_return_count(nb::handle q, nb::handle k, nb::ha
   DraftExtend buffers = draft_extend_buffers(args, q, k, topk, expanded, clipped, nb::none());
   const Element count = one_element(q, expanded, buffers.device);
   buffers.out_num_tokens = args.output("out_num_tokens", count.array);
-  fill_draft_extend_metadata(buffers, kVariant, args.stream());
+  const Stream on = args.stream();
+  without_gil([&] { fill_draft_extend_metadata(buffers, kVariant, on); });
   return count.result();
 }
 
@@ -219,7 +227,8 @@ void def_replay(nb::module_& m, nb::class_<Bound<ReplayPlan>>& plan, std::index_
         const nb::handle all[] = {in...};
         Arguments args(kReplay, all, stream);
         const Replay buffers = replay_buffers(args, ReplayArguments{in...});
-        fill_replay_metadata(buffers, args.stream());
+        const Stream on = args.stream();
+        without_gil([&] { fill_replay_metadata(buffers, on); });
       },
       arguments..., "stream"_a = nb::none(), nb::sig(kFillReplaySignature), kFillReplayDoc);
   plan.def(
@@ -278,7 +287,8 @@ void launch_empty(nb::handle stream, nb::handle device) {
                                 ", must be from 0 to " + std::to_string(kMost);
     throw nb::value_error(message.c_str());
   }
-  launch_empty_kernel({DeviceType::cuda, static_cast<int>(index)}, args.stream());
+  const Stream on = args.stream();
+  without_gil([&] { launch_empty_kernel({DeviceType::cuda, static_cast<int>(index)}, on); });
 }
 
 /// Makes `CudaError` and has C++ errors raised as it.
