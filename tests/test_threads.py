@@ -176,7 +176,7 @@ def test_calls_for_two_devices_interleave(device):
 # Processes. Each is a fresh one: a fork and a lost device leave nothing that another test could use.
 
 BATCH = """
-    import os, signal, time
+    import ctypes, os, signal, time
     import nsa_kernel, torch
 
     signal.alarm(100)
@@ -190,6 +190,14 @@ BATCH = """
         nsa_kernel.DraftExtendPlan(*arguments).run()
         assert nsa_kernel.fill_draft_extend_metadata_cuda(*arguments) == 5
         assert arguments[3].tolist() == [9, 10, 13, 14, 15]
+
+    called = []
+    callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: called.append(True))
+
+    def call_python_later(stream):
+        torch.cuda._sleep(2_000_000_000)
+        handle = ctypes.c_void_p(stream.cuda_stream)
+        assert ctypes.CDLL("libcuda.so.1").cuLaunchHostFunc(handle, callback, None) == 0
 
     def in_child(work):
         child = os.fork()
@@ -288,11 +296,8 @@ def test_a_device_that_failed_is_reported_and_never_waited_for(device, call, see
 def test_a_full_stream_may_wait_for_python(device, call):
     """A stream holds so many launches; the next one waits, here for a callback that is written in Python."""
     code = f"""
-        import ctypes
         from nsa_kernel.benchmark import launch_empty_kernel
 
-        called = []
-        callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: called.append(True))
         arguments = batch()
         plan = nsa_kernel.DraftExtendPlan(*arguments)
         replay = dict(seq_lens=arguments[1], nsa_index_topk=12, cache_seqlens=arguments[3])
@@ -301,12 +306,30 @@ def test_a_full_stream_may_wait_for_python(device, call):
         with torch.cuda.stream(stream):
             {call}
             torch.cuda.synchronize()
-            torch.cuda._sleep(2_000_000_000)
-            handle = ctypes.c_void_p(stream.cuda_stream)
-            assert ctypes.CDLL("libcuda.so.1").cuLaunchHostFunc(handle, callback, None) == 0
+            call_python_later(stream)
             for _ in range(20_000):
                 {call}
             assert called == [True], "the stream held all launches, so that none waited"
             torch.cuda.synchronize()
+    """
+    run_process(code, device)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("variant", ["basic", "adaptive"])
+def test_a_workspace_may_wait_for_python(device, variant):
+    """To free device memory is to wait for the device, here for a callback that is written in Python."""
+    code = f"""
+        arguments = batch()
+        plan = nsa_kernel.DraftExtendPlan(*arguments, variant="{variant}")
+        plan.run()
+        torch.cuda.synchronize()
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            call_python_later(stream)
+        another = nsa_kernel.DraftExtendPlan(*arguments, variant="{variant}")
+        del plan, another
+        torch.cuda.synchronize()
+        assert called == [True]
     """
     run_process(code, device)

@@ -47,8 +47,8 @@ constexpr std::pair<const char*, Variant> kVariants[] = {
 constexpr std::pair<const char*, Mode> kModes[] = {
     {"decode", Mode::decode}, {"target_verify", Mode::target_verify}, {"draft_extend", Mode::draft_extend}};
 
-/// Does `work` while other threads run Python: it may wait for a stream that is full, which may wait for a callback in
-/// Python. The caller of the Python function holds the arrays meanwhile.
+/// Does `work` while other threads run Python: it may wait for a stream that is full, or for the device, which may wait
+/// for a callback in Python. The caller of the Python function holds the arrays meanwhile.
 template <class Work>
 auto without_gil(Work work) {
   const nb::gil_scoped_release released;
@@ -69,6 +69,14 @@ class Bound {
         imports_(args.take_imports()),
         held_(args.take_buffers()) {
     for (const nb::handle argument : all) held_.push_back(nb::borrow(argument));
+  }
+
+  Bound(const Bound&) = delete;
+  Bound& operator=(const Bound&) = delete;
+
+  /// To free a workspace is to wait for the device.
+  ~Bound() {
+    without_gil([&] { [[maybe_unused]] const Plan gone = std::move(plan_); });
   }
 
   void run(nb::handle stream) const {
@@ -168,7 +176,8 @@ void new_draft_extend_plan(Bound<DraftExtendPlan>* self, nb::handle q, nb::handl
   const nb::handle all[] = {q, k, expanded, clipped, num_tokens};
   Arguments args(kDraftExtend, all, nb::none());
   const DraftExtend buffers = draft_extend_buffers(args, q, k, topk, expanded, clipped, num_tokens);
-  DraftExtendPlan plan(buffers, parse(kDraftExtend, "variant", variant, kVariants));
+  const Variant how = parse(kDraftExtend, "variant", variant, kVariants);
+  DraftExtendPlan plan = without_gil([&] { return DraftExtendPlan(buffers, how); });
   new (self) Bound<DraftExtendPlan>(kDraftExtend, std::move(plan), args, all);
 }
 
