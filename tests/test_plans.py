@@ -112,6 +112,85 @@ def test_calls_hold_no_array_after_they_return(device):
     assert [sys.getrefcount(array) for array in arrays] == before
 
 
+def in_memory_of(block, size, stride):
+    """A view of the first elements of a block, which every view of it begins with."""
+    return block.as_strided(size, stride)
+
+
+def replay_views(device):
+    """Arguments of a call, and for each of them others at the same address."""
+    blocks = {}
+
+    def views(name, values, *layouts):
+        blocks[name] = block = torch.tensor(values, dtype=torch.int32, device=device)
+        return [in_memory_of(block, *layout) for layout in layouts]
+
+    def lengths_of(name, values):
+        return [*views(name, values, ((3,), (1,)), ((3,), (2,)), ((2,), (1,))), blocks[name].view(torch.int64)[:3]]
+
+    def output(name, size, fewest):
+        return [*views(name, [POISON] * (size + 2), ((size,), (1,)), ((size + 1,), (1,)), ((fewest,), (1,))), None]
+
+    def table_of(name, values, rows, cols):
+        layouts = [((rows, cols), (16, 1)), ((rows, cols), (15, 1)), ((rows, cols - 1), (16, 1))]
+        return views(name, values, *layouts, ((rows - 1, cols), (16, 1)))
+
+    choices = {
+        "mode": ["draft_extend", "target_verify", "decode"],
+        "seq_lens": lengths_of("seq_lens", [5, 0, 9, 0, 7, 0]),
+        "nsa_index_topk": [6, 4],
+        "req_pool_indices": lengths_of("req_pool_indices", [2, 0, 1, 0, 3, 0]),
+        "req_to_token": table_of("req_to_token", range(100, 164), 4, 12),
+        "extend_seq_lens": [None, *lengths_of("extend_seq_lens", [1, 0, 2, 0, 2, 0])],
+        "num_draft_tokens": [2, 1, None],
+        "page_size": [2, 4],
+        "cache_seqlens": output("cache_seqlens", 3, 2),
+        "cu_seqlens_k": output("cu_seqlens_k", 4, 3),
+        "seqlens_expanded": output("seqlens_expanded", 6, 5),
+        "nsa_cache_seqlens": output("nsa_cache_seqlens", 6, 5),
+        "nsa_cu_seqlens_k": output("nsa_cu_seqlens_k", 7, 6),
+        "page_table": [*table_of("page_table", [POISON] * 128, 6, 10), None],
+        "real_page_table": [*table_of("real_page_table", [POISON] * 128, 6, 3), None],
+        "ctx_lens_2d": [None, *table_of("ctx_lens_2d", [POISON] * 64, 3, 2)],
+        "num_tokens": output("num_tokens", 1, 0),
+    }
+    return choices, blocks
+
+
+def outcome(function, arguments, blocks):
+    """All memory after a call, or the words of its refusal."""
+    for name, block in blocks.items():
+        if name not in ("seq_lens", "req_pool_indices", "req_to_token", "extend_seq_lens"):
+            block.fill_(POISON)
+    try:
+        function(**arguments)
+    except ValueError as refusal:
+        return str(refusal)
+    return {name: block.tolist() for name, block in blocks.items()}
+
+
+def bound_anew(**arguments):
+    nsa_kernel.ReplayPlan(**arguments).run()
+
+
+def test_a_call_is_its_own_after_one_at_the_same_addresses(device):
+    """A call may use the plan of an earlier one, but never where a layout or a number differs."""
+    choices, blocks = replay_views(device)
+    for ragged in (False, True):
+        first = {name: values[0] for name, values in choices.items()}
+        if ragged:
+            first["extend_seq_lens"] = choices["extend_seq_lens"][1]
+        else:
+            first["ctx_lens_2d"] = choices["ctx_lens_2d"][1]
+        for name, values in choices.items():
+            for value in values:
+                changed = first | {name: value}
+                expected = outcome(bound_anew, changed, blocks)
+                for arguments in (first, changed, first):
+                    got = outcome(nsa_kernel.fill_replay_metadata, arguments, blocks)
+                    assert arguments is first or got == expected, f"{name} after {first[name]} is {value}"
+
+
 def test_a_plan_does_not_change(device):
     inputs, outputs = draft_extend_arrays(device)
     plan = nsa_kernel.DraftExtendPlan(*inputs, 7, *outputs)

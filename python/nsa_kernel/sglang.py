@@ -3,8 +3,9 @@
 The functions have the names, signatures and effects of SGLang 0.5.23's, on CUDA and CPU tensors alike. They take what
 SGLang's kernels define and no more: a length that no token fills is 0, a table row is written over its live prefix.
 
-No plan is kept between calls. A plan keeps its tensors alive, and to know that it is still the right one takes the
-addresses, shapes, strides and dtypes of the new tensors, which is all that the library reads of them anyway.
+A call on the same buffers again runs the plan of the call before, which `fill_replay_metadata` keeps without keeping a
+tensor alive: it knows a plan by the addresses, shapes, strides, dtypes and numbers that it reads from every call. That
+costs no Python: a key of the same facts made here would cost more than all the rest of the call.
 """
 
 import contextlib

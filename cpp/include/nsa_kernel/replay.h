@@ -51,7 +51,7 @@ class ReplayPlan {
   Replay buffers_;
 };
 
-/// The refresh without a plan.
+/// The refresh without a plan of one's own: it binds one, or finds the one that the same buffers had a few calls ago.
 void fill_replay_metadata(const Replay& buffers, Stream stream = nullptr);
 
 }  // namespace nsa_kernel

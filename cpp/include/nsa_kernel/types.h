@@ -12,6 +12,8 @@ enum class DeviceType { cpu, cuda };
 struct Device {
   DeviceType type = DeviceType::cpu;
   int index = 0;  ///< CUDA ordinal, 0 on the CPU
+
+  friend constexpr bool operator==(const Device& a, const Device& b) { return a.type == b.type && a.index == b.index; }
 };
 
 /// A `cudaStream_t` as an opaque handle. Null is the legacy default stream. CPU ops ignore it.
@@ -31,6 +33,10 @@ struct LengthView {
   /// False for a view that was not given.
   explicit constexpr operator bool() const { return int32 != nullptr || int64 != nullptr; }
   constexpr int64_t operator[](int64_t i) const { return int64 != nullptr ? int64[i * stride] : int32[i * stride]; }
+  /// Whether both are the same elements, wherever they come from.
+  friend constexpr bool operator==(const LengthView& a, const LengthView& b) {
+    return a.int32 == b.int32 && a.int64 == b.int64 && a.size == b.size && a.stride == b.stride;
+  }
 };
 
 /// Borrowed contiguous elements.
@@ -41,6 +47,7 @@ struct View {
 
   /// False for a view that was not given.
   explicit constexpr operator bool() const { return data != nullptr; }
+  friend constexpr bool operator==(const View& a, const View& b) { return a.data == b.data && a.size == b.size; }
 };
 
 /// A borrowed table whose rows are contiguous and `row_stride` elements apart.
@@ -54,6 +61,9 @@ struct TableView {
   /// False for a table that was not given.
   explicit constexpr operator bool() const { return data != nullptr; }
   constexpr T* row(int64_t i) const { return data + i * row_stride; }
+  friend constexpr bool operator==(const TableView& a, const TableView& b) {
+    return a.data == b.data && a.rows == b.rows && a.cols == b.cols && a.row_stride == b.row_stride;
+  }
 };
 
 }  // namespace nsa_kernel
