@@ -29,7 +29,8 @@ from tables import change_table, tables
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 ROUNDS, QUICK_ROUNDS = 31, 21
-QUICK_PARTS = ["draft_extend", "replay", "host"]
+OPS = ("draft_extend", "replay", "sglang_fused", "sglang_expand")
+QUICK_PARTS = ["draft_extend", "replay", "sglang", "host"]
 TEXT_WIDTH = 220
 
 
@@ -40,7 +41,7 @@ def console(**options) -> Console:
 
 def measured(options: argparse.Namespace, keep: Callable[[Results], object]) -> Results:
     """Runs the parts asked for; `keep` is called after each, so that a run cut short leaves what it has."""
-    found = {op: rows(op, options.device) for op in ("draft_extend", "replay")}
+    found = {op: rows(op, options.device) for op in OPS}
     missing = list(dict.fromkeys(line for _, lines in found.values() for line in lines))
     rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
     seconds: dict[str, float] = {}

@@ -98,6 +98,12 @@ class DraftExtendBuffers:
         for output in (self.out_seqlens_expanded, self.out_nsa_cache_seqlens, self.out_num_tokens):
             output.fill_(POISON)
 
+    def wrong_lengths(self, name: str, lengths: Tensor) -> str | None:
+        """Says where a tensor differs from the expanded lengths."""
+        if len(lengths) != self.total:
+            return f"{name} has {len(lengths)} elements, must have {self.total}"
+        return differs(name, lengths, self.expected)
+
     def wrong(self, exact: bool) -> str | None:
         """Says where the outputs differ from what they must hold; `exact` also looks at what must be left alone."""
         total = len(self.expected)
@@ -364,6 +370,19 @@ def replay_grid() -> Iterator[ReplayCase]:
         yield ReplayCase("decode", bs, 1, kv, 131072)
         yield ReplayCase("target_verify", bs, TOKENS, kv, 131072)
     yield ReplayCase("draft_extend", 128, TOKENS, 131072, 131072, skewed=True)
+
+
+SGLANG_BATCH_SIZES = (1, 32, 128, 512)
+
+
+def sglang_calls(device: str) -> Iterator[tuple[str, ReplayCase | DraftExtendCase]]:
+    """SGLang's functions as its defaults call them: a plain decode has the compact table alone."""
+    kv, width = (8192, 131072) if device == "cuda" else (512, 1024)
+    for bs in SGLANG_BATCH_SIZES:
+        yield "fused_dsa_decode_metadata", ReplayCase("decode", bs, 1, kv, width, compact=True)
+        yield "fused_dsa_target_verify_metadata", ReplayCase("target_verify", bs, TOKENS, kv, width)
+        yield "fused_dsa_draft_extend_metadata", ReplayCase("draft_extend", bs, TOKENS, kv, width)
+        yield "seqlens_expand_triton", DraftExtendCase(bs)
 
 
 def replay_cpu_grid() -> Iterator[ReplayCase]:

@@ -7,11 +7,15 @@ from dataclasses import dataclass, field
 from measure import FAILED, WRONG, Record
 from peers import OURS
 from peers.names import (
+    AFTER,
+    BEFORE,
+    BOUND_ANEW,
     CALL,
     COPY,
     COUNT,
     FIVE_ARRAYS,
     FIVE_DLPACK,
+    FOUND_AGAIN,
     IMPORT,
     LAUNCH,
     NODE,
@@ -108,8 +112,13 @@ def _replay(cases: dict[str, Rows]) -> Iterator[Limit]:
     yield Limit("replay plan.run / empty launch, host", 1.05, ratios(cases, "host", REPLAY_PLAN, LAUNCH))
 
 
+def _sglang(cases: dict[str, Rows]) -> Iterator[Limit]:
+    yield Limit("SGLang's functions after / before, host", 0.5, ratios(cases, "host", AFTER, BEFORE))
+
+
 def _host(cases: dict[str, Rows]) -> Iterator[Limit]:
     yield Limit("five torch arrays / five __dlpack__", 0.1, ratios(cases, "host", FIVE_ARRAYS, FIVE_DLPACK))
+    yield Limit("plan found again / bound anew", 1.05, ratios(cases, "host", FOUND_AGAIN, BOUND_ANEW))
     imported = cases.get("import", {}).get(IMPORT)
     yield Limit("import, us", 50_000.0, {"import": imported.host.median} if imported and imported.host else {})
 
@@ -133,6 +142,7 @@ def limits(records: list[Record]) -> list[Limit]:
     return [
         *_draft_extend(by_case(records, "draft_extend")),
         *_replay(by_case(records, "replay")),
+        *_sglang(by_case(records, "sglang")),
         *_host(by_case(records, "host")),
         *_everywhere(records),
     ]

@@ -72,6 +72,8 @@ def run_checked(row: Row, sets: Sequence[Any], finish: Call) -> tuple[list[Call]
         message = buffers.wrong(row.exact) if row.computes else None
         if message is None and row.returns_count and int(returned) != buffers.total:
             message = f"returned {int(returned)}, must be {buffers.total}"
+        if message is None and row.returns_lengths:
+            message = buffers.wrong_lengths("the returned tensor", returned)
         if message is None and row.stores_count and int(buffers.out_num_tokens) != buffers.total:
             message = f"stored the count {int(buffers.out_num_tokens)}, must be {buffers.total}"
         if message is not None:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 import cases
@@ -14,7 +15,7 @@ from cases import DraftExtendCase, ReplayCase
 from measure import FAILED, Bench, Record, finish_on, timed, timed_in_graph
 from nsa_kernel.benchmark import Spread, spread
 from peers import FLOOR, OURS, Row, floors
-from peers.names import FIVE_ARRAYS, FIVE_DLPACK, IMPORT, PLAN, PYTHON_LOOP
+from peers.names import BOUND_ANEW, FIVE_ARRAYS, FIVE_DLPACK, FOUND_AGAIN, IMPORT, PLAN, PYTHON_LOOP, SAFE_KEY
 
 BATCH_SIZES = (1, 4, 16, 32, 128, 512, 1000, 4000)
 SCALED_BATCH_SIZES = (1, 3, 10, 32, 100, 316, 1000, 3162, 10000, 31623, 100000)
@@ -44,6 +45,23 @@ def draft_extend(bench: Bench, rows: dict[str, list[Row]]) -> Part:
 def replay(bench: Bench, rows: dict[str, list[Row]]) -> Part:
     grid = cases.replay_grid() if bench.device == "cuda" else cases.replay_cpu_grid()
     return of_cases("replay", bench, rows["replay"], list(grid), ReplayCase("draft_extend", 3, 2, 300, 512))
+
+
+# ---- SGLang's functions before and after -----------------------------------------------------------------------------
+
+
+def _sglang(bench: Bench, rows: dict[str, list[Row]], function: str, case: Any) -> list[Record]:
+    of_op = rows["sglang_expand" if case.op == "draft_extend" else "sglang_fused"]
+    records = bench.measure("sglang", case, of_op)
+    for record in records:
+        record.case = f"{function}, bs {case.bs}"
+    return records
+
+
+def sglang(bench: Bench, rows: dict[str, list[Row]]) -> Part:
+    calls = cases.sglang_calls(bench.device)
+    steps = [(f"sglang: {name}, bs {case.bs}", partial(_sglang, bench, rows, name, case)) for name, case in calls]
+    return Part("sglang", steps)
 
 
 # ---- scaling ---------------------------------------------------------------------------------------------------------
@@ -125,8 +143,33 @@ def _arrays(bench: Bench) -> list[Record]:
     return [_record("host", "arrays", name, OURS if name == FIVE_ARRAYS else FLOOR, times[name]) for name in times]
 
 
+FEW_SETS, MANY_SETS = 2, 16  # a call finds its plan where few buffers take turns, and never where many do
+
+
+def _plans(bench: Bench) -> list[Record]:
+    """A call on the CPU with no requests and all arrays: what finding its plan saves, and what a key would cost."""
+    case = ReplayCase("target_verify", 0, cases.TOKENS, 0, cases.PAGE_SIZE)
+    nothing = torch.empty(0, dtype=torch.int32)
+    table = torch.empty(1, cases.PAGE_SIZE, dtype=torch.int32)
+    sets = [cases.replay_set(case, nothing, nothing, nothing, table).arguments for _ in range(MANY_SETS)]
+
+    def call_in_turns(count: int) -> Callable[[], object]:
+        turns = cycle(sets[:count])
+        return lambda: nsa_kernel.fill_replay_metadata(case.mode, **next(turns))
+
+    tensors = [value for value in sets[0].values() if isinstance(value, torch.Tensor)]
+
+    def key() -> object:
+        return tuple([(t.data_ptr(), t.shape, t.stride(), t.dtype, t.device) for t in tensors])
+
+    calls = {FOUND_AGAIN: call_in_turns(FEW_SETS), BOUND_ANEW: call_in_turns(MANY_SETS), SAFE_KEY: key}
+    times = timed(calls, "cpu", bench.rounds)
+    return [_record("host", "plans", name, FLOOR if name == SAFE_KEY else OURS, times[name]) for name in times]
+
+
 def host(bench: Bench, _rows: dict[str, list[Row]]) -> Part:
-    return Part("host", [("host: import", _import_time), ("host: arrays", partial(_arrays, bench))])
+    steps = {"import": _import_time, "arrays": partial(_arrays, bench), "plans": partial(_plans, bench)}
+    return Part("host", [(f"host: {name}", step) for name, step in steps.items()])
 
 
 # ---- the breakdown of one call ---------------------------------------------------------------------------------------
@@ -249,12 +292,19 @@ def parity(bench: Bench, rows: dict[str, list[Row]]) -> Part:
     return Part("parity", steps)
 
 
-PARTS = ("draft_extend", "replay", "host", "breakdown", "scaling", "parity")
+PARTS = ("draft_extend", "replay", "sglang", "host", "breakdown", "scaling", "parity")
 
 
 def parts(names: list[str], bench: Bench, rows: dict[str, list[Row]]) -> list[Part]:
     """Returns the parts of the names given, in order."""
-    makers = {"draft_extend": draft_extend, "replay": replay, "host": host, "breakdown": breakdown, "parity": parity}
+    makers = {
+        "draft_extend": draft_extend,
+        "replay": replay,
+        "sglang": sglang,
+        "host": host,
+        "breakdown": breakdown,
+        "parity": parity,
+    }
     chosen: list[Part] = []
     for name in names:
         chosen += scaling(bench, rows) if name == "scaling" else [makers[name](bench, rows)]

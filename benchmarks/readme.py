@@ -5,7 +5,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from limits import by_case, median
-from peers.names import CALL, COPY, COUNT, LAUNCH, NODE, PLAN, PYTHON_LOOP, REPLAY_PLAN, SGLANG_FUSED, TRITON_AFTER_ITEM
+from peers.names import (
+    AFTER,
+    BEFORE,
+    CALL,
+    COPY,
+    COUNT,
+    LAUNCH,
+    NODE,
+    PLAN,
+    PYTHON_LOOP,
+    REPLAY_PLAN,
+    SGLANG_FUSED,
+    TRITON_AFTER_ITEM,
+)
 from results import Results
 
 README_BATCH_SIZES = (1, 32, 128, 1000)
@@ -55,6 +68,19 @@ def _replay_lines(results: Results) -> list[str]:
     return _markdown(["replay, device time in a graph", "ours", SGLANG_FUSED, COPY], lines)
 
 
+def _sglang_lines(results: Results) -> list[str]:
+    """A line a function, or nothing where none was measured."""
+    functions: dict[str, dict[str, str]] = {}
+    for case, rows in by_case(results.records, "sglang").items():
+        function, _, batch = case.partition(", ")
+        pairs = [[_short(median(rows.get(row), column)) for row in (BEFORE, AFTER)] for column in ("host", "device")]
+        functions.setdefault(function, {})[batch] = ", ".join(f"{before} → {after}" for before, after in pairs)
+    batches = list(dict.fromkeys(batch for cells in functions.values() for batch in cells))
+    lines = [[f"`{name}`", *(cells.get(batch, "-") for batch in batches)] for name, cells in functions.items()]
+    header = [f"{BEFORE} → with this plug-in: host, device time", *batches]
+    return ["", *_markdown(header, lines)] if functions else []
+
+
 def readme_block(results: Results, source: str) -> str:
     """The README's tables out of one results file, whose path from the README is `source`."""
     known = results.environment
@@ -66,6 +92,7 @@ def readme_block(results: Results, source: str) -> str:
         *_draft_extend_lines(results),
         "",
         *_replay_lines(results),
+        *_sglang_lines(results),
         "",
         f"![draft-extend: host and device time over the batch size]({plot})",
     ]

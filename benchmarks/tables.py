@@ -7,7 +7,7 @@ from limits import Limit, Rows, by_case, limits, median, ratio, ratios
 from measure import COLUMNS, FAILED, OK, SKIPPED, WRONG, Record
 from nsa_kernel.benchmark import Spread
 from peers import FLOOR, OURS, PEER
-from peers.names import COPY, LAUNCH, NODE, REPLAY_CALL, REPLAY_PLAN, SGLANG_FUSED
+from peers.names import AFTER, BEFORE, COPY, LAUNCH, NODE, REPLAY_CALL, REPLAY_PLAN, SGLANG_FUSED
 from results import Results
 from rich import box
 from rich.table import Table
@@ -114,6 +114,26 @@ def replay_table(cases: dict[str, Rows]) -> Table:
     return draw_table(title, header, (line for case, rows in cases.items() for line in _replay_lines(case, rows)))
 
 
+def _sglang_lines(case: str, rows: Rows) -> Iterable[Line]:
+    records = [rows[row] for row in (BEFORE, AFTER) if row in rows]
+    cells = [case]
+    for column in ("host", "device"):
+        cells += [timing(getattr(rows.get(row), column, None)) for row in (BEFORE, AFTER)]
+        cells.append(times(ratio(rows, column, AFTER, BEFORE)))
+    yield cells, ""
+    for record in records:
+        if record.status != OK:
+            (told,), style = _not_timed(record)
+            yield [f"{case}: {told}"], style
+
+
+def sglang_table(cases: dict[str, Rows]) -> Table:
+    """One line a function and batch size."""
+    header = ["function", "host: before", "after", "/ before", "in a graph: before", "after", "/ before"]
+    lines = (line for case, rows in cases.items() for line in _sglang_lines(case, rows))
+    return draw_table(f"SGLang's functions, us: before ({BEFORE}) and after ({AFTER})", header, lines)
+
+
 def slowest_lines(cases: dict[str, Rows]) -> Iterable[str]:
     """What the cases move that are slowest beside a copy of as many bytes."""
     against_copy = ratios(cases, "device", REPLAY_PLAN, COPY)
@@ -216,7 +236,8 @@ def tables(results: Results) -> list[Table | str]:
         shown += [replay_table(replay), *slowest_lines(replay)]
         served = [case for case in replay if case.startswith(SERVER_REPLAY)]
         shown += [replay_server_table(case, replay[case]) for case in served[-1:]]
-    for part, table in (("host", host_table), ("breakdown", breakdown_table), ("parity", parity_table)):
+    drawn = {"sglang": sglang_table, "host": host_table, "breakdown": breakdown_table, "parity": parity_table}
+    for part, table in drawn.items():
         if cases := by_case(records, part):
             shown.append(table(cases))
     found = limits(records)

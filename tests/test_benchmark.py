@@ -6,9 +6,11 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import nsa_kernel.sglang
 import pytest
 from nsa_kernel import benchmark
 from nsa_kernel.benchmark import Spread
@@ -26,7 +28,7 @@ import readme  # noqa: E402
 import results  # noqa: E402
 import server  # noqa: E402
 from measure import Record  # noqa: E402
-from peers import names  # noqa: E402
+from peers import names, sglang_kernels  # noqa: E402
 
 # ---- taking times ----------------------------------------------------------------------------------------------------
 
@@ -205,6 +207,66 @@ def test_a_row_past_the_tokens_is_found():
         buffers.outputs["page_table"][buffers.total, 0] = 0
 
     assert "must be left alone" in spoiled(REPLAY_CASES[1], spoil)
+
+
+@pytest.fixture
+def sglang_on_the_cpu(monkeypatch):
+    """The functions of nsa_kernel.sglang stand in for SGLang's, which need a GPU."""
+    monkeypatch.setattr(sglang_kernels, "_gpu_only", lambda device: None)
+    monkeypatch.setattr(sglang_kernels, "_load", lambda name: nsa_kernel.sglang)
+
+
+def sglang_records():
+    bench = measure.Bench("cpu", rounds=1)
+    rows = {op: peers.rows(op, "cpu")[0] for op in ("sglang_fused", "sglang_expand")}
+    return [record for _, step in parts.sglang(bench, rows).steps for record in step()]
+
+
+def test_sglangs_functions_are_timed_before_and_after(sglang_on_the_cpu):
+    records = sglang_records()
+    timed_cases = limits.by_case(records, "sglang")
+    assert len(timed_cases) == 4 * len(cases.SGLANG_BATCH_SIZES)
+    assert {"fused_dsa_decode_metadata, bs 1", "seqlens_expand_triton, bs 512"} <= set(timed_cases)
+    for rows in timed_cases.values():
+        assert {name: row.group for name, row in rows.items()} == {
+            names.BEFORE: peers.PEER,
+            names.AFTER: peers.OURS,
+        }
+    assert [record.note for record in records if record.status != measure.OK or record.host is None] == []
+
+
+def test_sglangs_functions_get_equal_arguments(sglang_on_the_cpu):
+    for op in ("sglang_fused", "sglang_expand"):
+        before, after = (row for row in peers.rows(op, "cpu")[0])
+        for _, case in cases.sglang_calls("cpu"):
+            if (case.op == "draft_extend") == (op == "sglang_expand"):
+                (buffers,) = measure.SETS[case.op](case, "cpu")
+                one, other = before.bind(buffers), after.bind(buffers)
+                assert one.func is other.func
+                assert one.args == other.args
+                assert one.keywords == other.keywords
+
+
+def test_without_sglang_only_ours_are_timed():
+    records = sglang_records()
+    assert {record.row for record in records} == {names.AFTER}
+    assert {record.status for record in records} == {measure.OK}
+
+
+@pytest.mark.parametrize("spoil", [lambda lengths: lengths + 1, lambda lengths: lengths[:-1]])
+def test_wrong_lengths_that_are_returned_are_found(spoil):
+    (row,) = peers.rows("sglang_expand", "cpu")[0]
+    sets = cases.draft_extend_sets(cases.DraftExtendCase(3), "cpu")
+    assert measure.run_checked(row, sets, int)[2] is None
+    wrong = replace(row, bind=lambda buffers: lambda: spoil(row.bind(buffers)()))
+    assert "the returned tensor" in measure.run_checked(wrong, sets, int)[2]
+
+
+def test_finding_a_plan_costs_no_more_than_binding_one_and_far_less_than_a_key_made_in_python():
+    bench = measure.Bench("cpu", rounds=101)
+    (step,) = [step for name, step in parts.host(bench, {}).steps if name == "host: plans"]
+    times = {record.row: record.host.median for record in step()}
+    assert times[names.FOUND_AGAIN] < 1.2 * times[names.BOUND_ANEW] < times[names.SAFE_KEY]
 
 
 def test_wrong_and_failing_rows_are_told_and_not_timed():
@@ -401,8 +463,24 @@ def test_readme_block_replaces_the_block_that_is_there():
     assert readme.with_block(once, block) == once
     assert readme.BLOCK.search(once)["source"] == "benchmarks/results/a-gpu/results.json"
     assert readme.measured_numbers(once) == ["5 us"]
+    assert "plug-in" not in block
     with pytest.raises(ValueError, match="no place"):
         readme.with_block("no markers", block)
+
+
+def test_readme_block_has_sglangs_functions_where_they_were_measured():
+    found = some_results()
+    for function, bs, before, after in [("fused", 1, 40.0, 8.0), ("fused", 32, 41.0, None), ("expand", 32, 150.0, 9.5)]:
+        for row, us in ((names.BEFORE, before), (names.AFTER, after)):
+            found.records.append(record("sglang", f"{function}, bs {bs}", row, host=us, device=us and us / 2))
+    lines = readme.readme_block(found, "benchmarks/results/a-gpu/results.json").splitlines()
+    at = lines.index(f"| {names.BEFORE} → with this plug-in: host, device time | bs 1 | bs 32 |")
+    assert lines[at - 1] == ""
+    assert lines[at + 2 : at + 5] == [
+        "| `fused` | 40.0 → 8.0, 20.0 → 4.0 | 41.0 → -, 20.5 → - |",
+        "| `expand` | - | 150 → 9.5, 75.0 → 4.8 |",
+        "",
+    ]
 
 
 def test_every_measured_number_of_the_readme_comes_from_a_committed_file():

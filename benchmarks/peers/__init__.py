@@ -1,6 +1,7 @@
 """Rows: one way to do an op each. A module of this folder offers the rows of one implementation, ours included.
 
-A module has `draft_extend(device)` and `replay(device)`, or one of them, which return rows or raise `MissingError`.
+A module has `draft_extend(device)`, `replay(device)`, and for the functions of SGLang `sglang_fused(device)` and
+`sglang_expand(device)`, or some of them, which return rows or raise `MissingError`.
 """
 
 import importlib
@@ -26,6 +27,7 @@ class Row:
     computes: bool = True  # a floor writes no outputs, so there is nothing to check
     exact: bool = False  # leaves alone what the specification says is left alone
     returns_count: bool = False
+    returns_lengths: bool = False  # as a new tensor, in place of any output
     stores_count: bool = False
     host: bool = True
     in_graph: bool = False  # can be captured, and its device time is its own

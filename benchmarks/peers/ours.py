@@ -5,9 +5,11 @@ from functools import partial
 from typing import Any
 
 import nsa_kernel
+import nsa_kernel.sglang
 
 from peers import OURS, Row
-from peers.names import CALL, COUNT, PLAN, REPLAY_CALL, REPLAY_PLAN
+from peers.names import AFTER, CALL, COUNT, PLAN, REPLAY_CALL, REPLAY_PLAN
+from peers.sglang_kernels import expand_call, fused_call
 
 
 def _call(buffers: Any) -> Callable[[], object]:
@@ -54,3 +56,12 @@ def replay(_device: str) -> list[Row]:
         Row(REPLAY_CALL, OURS, _replay_call, exact=True),
         Row(REPLAY_PLAN, OURS, _replay_plan, exact=True, in_graph=True),
     ]
+
+
+def sglang_fused(_device: str) -> list[Row]:
+    return [Row(AFTER, OURS, partial(fused_call, nsa_kernel.sglang), exact=True, in_graph=True)]
+
+
+def sglang_expand(_device: str) -> list[Row]:
+    bind = partial(expand_call, nsa_kernel.sglang)
+    return [Row(AFTER, OURS, bind, computes=False, returns_lengths=True, in_graph=True)]

@@ -1,9 +1,13 @@
-"""SGLang's own Triton kernels, from its released wheel; `peers/fetch.py` brings them."""
+"""SGLang's own Triton kernels, from its released wheel; `peers/fetch.py` brings them.
+
+`fused_call` and `expand_call` call a function as SGLang does, out of any module that has SGLang's functions.
+"""
 
 import importlib.util
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +18,7 @@ from cases import PAGE_SIZE, TOPK
 
 from peers import PEER, MissingError, Row
 from peers.fetch import FOLDER
-from peers.names import SGLANG_EXPAND, SGLANG_FUSED
+from peers.names import BEFORE, SGLANG_EXPAND, SGLANG_FUSED
 
 
 @cache
@@ -34,24 +38,28 @@ def _gpu_only(device: str) -> None:
         raise MissingError("it needs a GPU")
 
 
+def expand_call(module: Any, buffers: Any) -> Callable[[], Any]:
+    """The host knows the number of tokens, as it does in the engine."""
+    arguments = buffers.extend_seq_lens, buffers.seq_lens, buffers.total, buffers.case.tokens
+    return partial(module.seqlens_expand_triton, *arguments)
+
+
 def _expand(buffers: Any) -> Callable[[], object]:
-    """The host knows the number of tokens, as it does in the engine; the clipped lengths are an operator more."""
-    function = _load("sglang_pad.py").seqlens_expand_triton
-    q, k, tokens = buffers.extend_seq_lens, buffers.seq_lens, buffers.case.tokens
-    total = len(buffers.expected)
+    """The clipped lengths are an operator more."""
+    expand, total = expand_call(_load("sglang_pad.py"), buffers), buffers.total
     expanded, clipped = buffers.out_seqlens_expanded[:total], buffers.out_nsa_cache_seqlens[:total]
 
     def fill() -> None:
-        lengths = function(q, k, total, tokens)
+        lengths = expand()
         expanded.copy_(lengths)
         torch.clamp(lengths, max=TOPK, out=clipped)
 
     return fill
 
 
-def _fused(buffers: Any) -> Callable[[], object]:
+def fused_call(module: Any, buffers: Any) -> Callable[[], object]:
     """As the engine calls it before a replay: the host knows the totals, and scans the table over its whole width."""
-    module, case, outputs = _load("sglang_dsa_metadata.py"), buffers.case, buffers.outputs
+    case, outputs = buffers.case, buffers.outputs
     arguments = {
         "seq_lens": buffers.seq_lens,
         "req_pool_indices": buffers.req_pool_indices,
@@ -95,5 +103,14 @@ def draft_extend(device: str) -> list[Row]:
 
 def replay(device: str) -> list[Row]:
     _gpu_only(device)
-    _load("sglang_dsa_metadata.py")
-    return [Row(SGLANG_FUSED, PEER, _fused, in_graph=True)]
+    return [Row(SGLANG_FUSED, PEER, partial(fused_call, _load("sglang_dsa_metadata.py")), in_graph=True)]
+
+
+def sglang_fused(device: str) -> list[Row]:
+    return [replace(row, name=BEFORE) for row in replay(device)]
+
+
+def sglang_expand(device: str) -> list[Row]:
+    _gpu_only(device)
+    bind = partial(expand_call, _load("sglang_pad.py"))
+    return [Row(BEFORE, PEER, bind, computes=False, returns_lengths=True, in_graph=True)]
