@@ -20,24 +20,27 @@ inline void check(cudaError_t status, const char* op) {
   if (status != cudaSuccess) raise(status, op);
 }
 
-/// Makes a device current for a scope.
+/// Makes a device current for a scope. Opens no context on any other: the caller's device may have none yet, and
+/// cudaSetDevice would open one as it comes back.
 class DeviceGuard {
  public:
-  DeviceGuard(Device device, const char* op) {
-    check(cudaGetDevice(&previous_), op);
-    if (device.index == previous_) return;
-    check(cudaSetDevice(device.index), op);
-    changed_ = true;
+  DeviceGuard(Device device, const char* op) : op_(op) {
+    int current = 0;
+    check(cudaGetDevice(&current), op);
+    if (current != device.index) enter(device);
   }
   ~DeviceGuard() {
-    if (changed_) cudaSetDevice(previous_);
+    if (entered_) leave();
   }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
  private:
-  int previous_ = 0;
-  bool changed_ = false;
+  void enter(Device device);
+  void leave();
+
+  const char* op_;
+  bool entered_ = false;
 };
 
 /// Lets this thread load code and allocate while a stream is being captured.

@@ -224,9 +224,14 @@ std::shared_ptr<int32_t> allocate_workspace(Device device, int64_t bs) {
   const RelaxedCapture relaxed;
   void* memory = nullptr;
   check(cudaMalloc(&memory, rules::max(bs, 1) * sizeof(int32_t)), kOp);
-  return {static_cast<int32_t*>(memory), [](int32_t* workspace) {
-            const RelaxedCapture relaxed;
-            cudaFree(workspace);
+  return {static_cast<int32_t*>(memory), [device](int32_t* workspace) {
+            try {
+              const DeviceGuard guard(device, kOp);
+              const RelaxedCapture relaxed;
+              cudaFree(workspace);
+            } catch (const CudaError&) {
+              // A device that is lost has no memory to free.
+            }
           }};
 }
 

@@ -253,6 +253,53 @@ def test_one_process_for_each_gpu(device):
 
 
 @pytest.mark.cuda
+def test_no_other_device_is_opened(device):
+    """In a new thread the first device is current, and has no context yet; it needs hundreds of MB of memory."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    code = """
+        import threading
+        from nsa_kernel.benchmark import launch_empty_kernel
+
+        driver = ctypes.CDLL("libcuda.so.1")
+
+        def is_open(index):
+            flags, active = ctypes.c_uint(), ctypes.c_int()
+            assert driver.cuDevicePrimaryCtxGetState(index, ctypes.byref(flags), ctypes.byref(active)) == 0
+            return bool(active)
+
+        def work():
+            for function in (nsa_kernel.fill_draft_extend_metadata, nsa_kernel.fill_draft_extend_metadata_cuda):
+                function(*arguments, stream=stream)
+            for variant in ("basic", "adaptive", "optimized"):
+                plan = nsa_kernel.DraftExtendPlan(*arguments, variant=variant)
+                plan.run(stream)
+                del plan
+            nsa_kernel.fill_replay_metadata(
+                "decode", seq_lens=arguments[1], nsa_index_topk=12, cache_seqlens=arguments[4], stream=stream
+            )
+            launch_empty_kernel(stream, device=1)
+            assert not is_open(0)
+            assert torch.cuda.current_device() == 0
+            assert torch.zeros(1, device="cuda").device.index == 0
+            finished.append(True)
+
+        arguments, finished = batch(), []
+        stream = torch.cuda.Stream(1).cuda_stream
+        torch.cuda.synchronize(1)
+        assert is_open(1) and not is_open(0), "the test itself opened the first device"
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        torch.cuda.synchronize(1)
+        assert finished == [True]
+        assert arguments[3].tolist() == [9, 10, 13, 14, 15]
+        assert arguments[4].tolist() == [10, 15, 12, 12, 12]
+    """
+    run_process(code, "cuda:1")
+
+
+@pytest.mark.cuda
 @pytest.mark.parametrize("seen_before", [False, True])
 @pytest.mark.parametrize("call", ["fill_draft_extend_metadata_cuda(*arguments)", "DraftExtendPlan(*arguments).run()"])
 def test_a_device_that_failed_is_reported_and_never_waited_for(device, call, seen_before):
