@@ -10,6 +10,7 @@ import gc
 import importlib
 import importlib.util
 import inspect
+import itertools
 import logging
 import os
 import random
@@ -118,9 +119,36 @@ def test_signatures_are_sglangs(sglang_folder):
     assert in_child(sglang_folder, child_compares_signatures) == "equal\n"
 
 
+def uses(folder):
+    """(the module that uses one of the functions, the syntax tree of its file), of all of SGLang."""
+    for path in sorted((Path(folder) / "sglang").rglob("*.py")):
+        text = path.read_text()
+        module = ".".join(path.relative_to(folder).with_suffix("").parts)
+        if any(name in text for name in NAMES) and module not in NAMES.values():
+            yield module, ast.parse(text)
+
+
+def imports(tree):
+    """Where a module imports one of the functions by name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and any(alias.name in NAMES for alias in node.names):
+            yield node
+
+
+def import_early(folder):
+    """Runs what every module of SGLang does to import the functions; the rest of most of them needs a GPU."""
+    for module, tree in uses(folder):
+        stand_in = types.ModuleType(f"early.{module}")
+        for node in imports(tree):
+            exec(ast.unparse(node), vars(stand_in))
+        sys.modules[stand_in.__name__] = stand_in
+        yield stand_in
+
+
 def child_loads_plugins(folder):
     import_sglang(folder)
     early = importlib.import_module(MANAGER)
+    users = list(import_early(folder))
     originals = {name: getattr(importlib.import_module(module), name) for name, module in NAMES.items()}
     log_to_stdout()
     load_plugins()
@@ -135,6 +163,7 @@ def child_loads_plugins(folder):
         holders = [held for held in list(sys.modules.values()) if getattr(held, name, None) is originals[name]]
         assert holders == [], f"{name} is still SGLang's in {holders}"
         assert get_kernel(f"attention.{name}") is replaced
+        assert any(getattr(user, name, None) is replaced for user in users), f"nothing uses {name}"
     assert early.fused_dsa_decode_metadata is sys.modules[METADATA].fused_dsa_decode_metadata
 
     # SGLang picks its functions up where a backend starts; from there they fill these buffers.
@@ -164,19 +193,31 @@ def test_sglang_discovers_the_plugin_and_applies_its_hooks(sglang_folder):
     assert "Executed general plugin: nsa_kernel" in log
 
 
+def used_at_import(tree):
+    """The functions that a module takes out of its name for them while it is imported, where no hook follows."""
+    inside = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            body = node.body if isinstance(node.body, list) else [node.body]
+            inside.update(part for statement in body for part in ast.walk(statement))
+    return {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id in NAMES and n not in inside}
+
+
 def test_sglang_uses_the_functions_by_names_that_the_hooks_reach(sglang_folder):
     """The registry patches a module that imported one of them before; a module that imports it later finds ours."""
-    users = {}
-    for path in (sglang_folder / "sglang").rglob("*.py"):
-        text = path.read_text()
-        if not any(name in text for name in NAMES):
-            continue
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.ImportFrom):
-                for alias in node.names:
-                    if alias.name in NAMES:
-                        users.setdefault(alias.name, set()).add(node.module)
-    assert users == {name: {module} for name, module in NAMES.items()}
+    sources = {}
+    for module, tree in uses(sglang_folder):
+        for node in imports(tree):
+            for alias in node.names:
+                if alias.name in NAMES:
+                    sources.setdefault(alias.name, set()).add(node.module)
+        assert used_at_import(tree) == set(), module
+    assert sources == {name: {module} for name, module in NAMES.items()}
+
+
+@pytest.mark.parametrize("taken", ["held = {name}", "def f(g={name}): pass", "class A:\n  f = staticmethod({name})"])
+def test_a_function_taken_while_importing_would_be_found(taken):
+    assert used_at_import(ast.parse(taken.format(name="seqlens_expand_triton"))) == {"seqlens_expand_triton"}
 
 
 def child_switched_off(folder):
@@ -207,6 +248,65 @@ def child_with_a_function_gone(folder):
     stays_untouched(folder)
 
 
+def child_with_other_signatures(folder):
+    """One line each, and none of the functions is replaced."""
+    import_sglang(folder)
+    log_to_stdout()
+    nsa_kernel.is_cuda_kernel_available = lambda: True
+    pad = importlib.import_module(PAD)
+    original = pad.seqlens_expand_triton
+
+    class Unknown:
+        __name__ = "seqlens_expand_triton"
+
+        def __call__(self, *args):
+            return original(*args)
+
+        @property
+        def __signature__(self):
+            raise ValueError("it does not tell")
+
+    for other in (
+        lambda extend_seq_lens, seq_lens, total_len: None,
+        lambda extend_seq_lens, seq_lens, max_q_len, total_len: None,
+        lambda extend_seq_lens, seq_lens, total_len, max_q_len=8: None,
+        lambda extend_seq_lens, seq_lens, total_len, *, max_q_len: None,
+        lambda *args, **kwargs: None,
+        Unknown(),
+        None,
+    ):
+        pad.seqlens_expand_triton = other
+        plugin.register()
+        assert not hook_registry().HookRegistry._hooks
+    pad.seqlens_expand_triton = original
+    plugin.register()
+    assert set(hook_registry().HookRegistry._hooks) == {f"{module}.{name}" for name, module in NAMES.items()}
+
+
+def test_every_other_signature_is_told_in_one_line(sglang_folder):
+    *refused, replaced = said(in_child(sglang_folder, child_with_other_signatures))
+    beginning = f"nsa_kernel leaves SGLang's metadata functions in place: {PAD}.seqlens_expand_triton has "
+    assert len(refused) == 7
+    assert all(
+        line.startswith((beginning + "an unknown signature: (", beginning + "no signature (")) for line in refused
+    )
+    assert replaced.startswith(f"nsa_kernel {nsa_kernel.__version__} replaces ")
+
+
+def child_with_a_module_that_fails(folder):
+    import_sglang(folder)
+
+    class Fails:
+        def find_spec(self, name, path=None, target=None):
+            if name == METADATA:
+                raise RuntimeError("no driver")
+
+    sys.meta_path.insert(0, Fails())
+    log_to_stdout()
+    load_plugins()
+    assert not hook_registry().HookRegistry._hooks
+
+
 def stays_untouched(folder, available=True):
     import_sglang(folder)
     before = {name: getattr(importlib.import_module(module), name, None) for name, module in NAMES.items()}
@@ -228,8 +328,9 @@ def stays_untouched(folder, available=True):
             f"{PAD}.seqlens_expand_triton has an unknown signature: (extend_seq_lens",
         ),
         (child_with_a_function_gone, {}, f"{METADATA}.fused_dsa_target_verify_metadata cannot be found"),
+        (child_with_a_module_that_fails, {}, f"{METADATA}.fused_dsa_decode_metadata cannot be found (no driver)"),
     ],
-    ids=["switched_off", "no_cuda_device", "rocm", "unknown_signature", "function_gone"],
+    ids=["switched_off", "no_cuda_device", "rocm", "unknown_signature", "function_gone", "module_fails"],
 )
 def test_sglang_stays_untouched_and_the_log_says_why(sglang_folder, child, environment, reason):
     log = in_child(sglang_folder, child, **environment)
@@ -270,11 +371,12 @@ def test_the_log_line_waits_for_the_log(sglang_folder):
 class Case:
     """A random call of one of the four functions: its arguments, and what SGLang defines of its outputs.
 
-    Five seeds in a row share what SGLang compiles kernels for.
+    Five seeds in a row share what SGLang compiles kernels for. `fixed` are attributes that are not left to chance.
     """
 
-    def __init__(self, seed, device):
+    def __init__(self, seed, device, **fixed):
         self.device = device
+        self.named = f"seed {seed}, {fixed}"
         shared, self.rng = random.Random(seed // 5), random.Random(seed)
         self.name = shared.choice(list(NAMES))
         self.bs = shared.choice([0, 1, 2, 3, 5, 8, 17, 33, 64, 100])
@@ -286,8 +388,11 @@ class Case:
         self.wide = self.page_size == 1 or shared.random() < 0.6
         self.ctx = shared.random() < 0.5
         self.oversize = shared.choice([0, 0, 3])
+        self.same_tables = shared.random() < 0.5
+        self.total = None
         self.length_dtypes = [shared.choice([torch.int32, torch.int64]) for _ in range(3)]
         self.strides = [shared.choice([1, 1, 2]) for _ in range(3)]
+        vars(self).update(fixed)
         self.outputs, self.live = {}, {}
         self.arguments = self.expand() if self.name == "seqlens_expand_triton" else self.fused()
 
@@ -322,7 +427,7 @@ class Case:
             q = [rng.randint(0, n) for _ in range(bs)]
         rows = sum(q)
         if not decode and not verify:
-            rows = rng.choice([rows, rows, rng.randint(0, rows), 0])
+            rows = rng.choice([rows, rows, rng.randint(0, rows), 0]) if self.total is None else self.total
         requests = [b for b in range(bs) for _ in range(q[b])][:rows]
         max_len = rng.choice([width, width, rng.randint(1, width)])
         pool = bs + 3
@@ -345,6 +450,8 @@ class Case:
         seen = [min(kv[b], max_len) for b in requests]
         if self.wide:
             arguments["page_table_1"] = self.table("page_table_1", rows, width, seen)
+        if self.page_size == 1 and self.same_tables:  # as SGLang's backend has it
+            arguments["real_page_table"] = arguments["page_table_1"]
         if self.page_size > 1:
             pages = [-(-k // self.page_size) for k in seen]
             arguments["real_page_table"] = self.table("real_page_table", rows, -(-width // self.page_size), pages)
@@ -352,7 +459,7 @@ class Case:
             arguments["seqlens_expanded"] = self.output("seqlens_expanded", rows)
         if verify:
             arguments["next_n"] = n
-            if self.ctx and bs:
+            if self.ctx:
                 self.outputs["paged_mqa_ctx_lens_2d"] = torch.zeros(bs, n, dtype=torch.int32, device=self.device)
                 arguments["paged_mqa_ctx_lens_2d"] = self.outputs["paged_mqa_ctx_lens_2d"]
         if not decode and not verify:
@@ -389,16 +496,32 @@ class Case:
         return [row[length:] for row, length in zip(self.outputs[name].cpu(), live, strict=False)]
 
 
-def compare(theirs, device, seeds):
+def edge_cases(device):
+    """What chance seldom draws: no request, no token, one table alone, pages of one slot."""
+    fused = [name for name in NAMES if name != "seqlens_expand_triton"]
+    pages = {"page_size": 64, "wide": True}
+    tables = [pages, pages | {"wide": False}]
+    tables += [{"page_size": 1, "wide": True, "same_tables": same} for same in (False, True)]
+    requests = [{"bs": 0}, {"bs": 0, "oversize": 3}, {"bs": 1, "n": 1}, {"bs": 3, "n": 2, "oversize": 0}]
+    for seed, (name, of_tables, of_requests) in enumerate(itertools.product(fused, tables, requests)):
+        yield Case(seed, device, name=name, width=200, ctx=seed % 2 == 0, **of_tables, **of_requests)
+    extend = {"name": "fused_dsa_draft_extend_metadata", "bs": 3, "n": 2, "width": 200}
+    for static, total in itertools.product((False, True), (0, 1, None)):
+        yield Case(total or 0, device, **extend, **pages, static=static, total=total)
+    yield Case(0, device, **extend, **pages, static=True, total=6)
+    for bs in (0, 1, 3):
+        yield Case(bs, device, name="seqlens_expand_triton", bs=bs)
+
+
+def compare(theirs, device, cases):
     """Both functions on the same inputs; nothing but live prefixes may be written by ours."""
-    for seed in seeds:
-        case = Case(seed, device)
+    for case in cases:
         expected = case.run(theirs)
         got = case.run(plugin)
-        torch.testing.assert_close(got, expected, msg=lambda text, seed=seed: f"seed {seed}: {text}")
+        torch.testing.assert_close(got, expected, msg=lambda text, case=case: f"{case.named}: {text}")
         for name in case.live:
             if any(bool((tail != UNTOUCHED).any()) for tail in case.beyond(name)):
-                raise AssertionError(f"seed {seed}: {name} is written beyond its live prefixes")
+                raise AssertionError(f"{case.named}: {name} is written beyond its live prefixes")
 
 
 def child_compares_with_interpreted_kernels(folder):
@@ -408,7 +531,7 @@ def child_compares_with_interpreted_kernels(folder):
             Path(folder) / (METADATA.replace(".", "/") + ".py"), Path(folder, "sglang", *PAD.split(".")[1:-1], "pad.py")
         ),
         "cpu",
-        range(60),
+        [*edge_cases("cpu"), *(Case(seed, "cpu") for seed in range(60))],
     )
     print("equal")
 
@@ -435,7 +558,7 @@ def test_equal_to_sglangs_kernels(device):
     files = [PEERS / "sglang_dsa_metadata.py", PEERS / "sglang_pad.py"]
     if not all(path.is_file() for path in files):
         pytest.skip(f"SGLang's {files[0].name} and {files[1].name} are not in .peers")
-    compare(sglang_functions(*files), device, range(300))
+    compare(sglang_functions(*files), device, [*edge_cases(device), *(Case(seed, device) for seed in range(300))])
 
 
 @pytest.fixture

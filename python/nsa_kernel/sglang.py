@@ -256,10 +256,15 @@ def _obstacle() -> str:
         module, _, name = target.rpartition(".")
         try:
             original = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # importing it runs SGLang's code
             return f"{target} cannot be found ({error})"
-        if _parameters(original) != _parameters(function):
-            return f"{target} has an unknown signature: {inspect.signature(original)}"
+        try:
+            known = _parameters(original) == _parameters(function)
+            signature = str(inspect.signature(original))
+        except (TypeError, ValueError) as error:
+            return f"{target} has no signature ({error})"
+        if not known:
+            return f"{target} has an unknown signature: {signature}"
     return ""
 
 
