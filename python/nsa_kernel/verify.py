@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, chain
+from itertools import accumulate, chain, product
 from typing import Any
 
 import nsa_kernel
@@ -15,9 +15,11 @@ POISON = -77  # what an output holds before, and what stays where nothing may be
 GUARD = 4
 MOST_TOLD = 10
 
-DRAFT_EXTEND_REQUESTS = (0, 1, 2, 16, 17, 255, 257, 1025, 5000)
+# Sizes and layouts that take every kernel there is.
+DRAFT_EXTEND_REQUESTS = (0, 1, 2, 16, 17, 32, 33, 128, 257, 512, 1000, 1024, 1025, 5000)
 REPLAY_MODES = ("decode", "target_verify", "draft_extend", "ragged draft_extend")
-REPLAY_SIZES = ((0, 61), (1, 64), (2, 61), (17, 100), (33, 61), (257, 32), (3, 9001))  # requests, width of the pool
+REPLAY_SIZES = ((0, 64), (1, 64), (2, 64), (17, 100), (32, 64), (33, 64), (257, 32), (513, 16), (1100, 16), (3, 9004))
+"""Requests, and width of the pool; where rows are not aligned, it is one less."""
 
 Run = tuple[str, str]
 """What ran, and what is wrong with it; the latter is empty where nothing is."""
@@ -157,15 +159,16 @@ def draft_extend_runs(device: Device) -> Iterator[Run]:
 class ReplayCase:
     """The inputs of one refresh, as lists, and what each output must hold."""
 
-    def __init__(self, draw: random.Random, mode: str, bs: int, width: int) -> None:
-        self.n = draw.randint(1, 4)
+    def __init__(self, draw: random.Random, mode: str, bs: int, width: int, aligned: bool) -> None:
+        self.aligned = aligned
+        self.n = draw.randint(1, 4) if aligned else draw.choice((1, 4, 17))
         self.topk, self.page_size = draw.choice((0, 5, 2048)), draw.choice((1, 3, 16, 64))
         pool = bs + 2
         self.slots = [[draw.randrange(-50, 1 << 20) for _ in range(width)] for _ in range(pool)]
         self.pool_indices = [draw.randint(-1, pool) for _ in range(bs)]
         self.seq_lens = [draw.choice((-1, MAX_STORED, width, draw.randint(0, width))) for _ in range(bs)]
         self.ragged = mode.startswith("ragged")
-        self.extend_seq_lens = [draw.randint(-1, 4) for _ in range(bs)]
+        self.extend_seq_lens = [draw.choice((-1, 0, 1, 2, 4, 4, 4, 40)) for _ in range(bs)]
 
         counts = {"decode": [1] * bs, "ragged draft_extend": [max(count, 0) for count in self.extend_seq_lens]}
         self.counts = counts.get(mode, [self.n] * bs)
@@ -176,7 +179,7 @@ class ReplayCase:
 
     def _shapes(self, draw: random.Random, mode: str, bs: int, width: int) -> dict[str, list[int]]:
         rows = max(len(self.tokens) + draw.randint(-3 if self.ragged else 0, 3), 1)
-        columns = width + draw.choice((-7, 0, 5))
+        columns = width + draw.choice((-8, 0, 4) if self.aligned else (-7, 0, 5))
         shapes = {
             "cache_seqlens": [bs],
             "cu_seqlens_k": [bs + 1],
@@ -240,16 +243,17 @@ class ReplayCase:
 
 
 def replay_runs(device: Device) -> Iterator[Run]:
-    """Every mode as a function and as a plan, with all outputs and with some."""
+    """Every mode as a function and as a plan, with rows that are aligned and not, with all outputs and with some."""
     for mode in REPLAY_MODES:
-        for bs, width in REPLAY_SIZES:
-            draw = random.Random(f"{mode} {bs}")
-            case = ReplayCase(draw, mode, bs, width)
+        for (bs, width), aligned in product(REPLAY_SIZES, (True, False)):
+            draw = random.Random(f"{mode} {bs} {aligned}")
+            case = ReplayCase(draw, mode, bs, width if aligned else width - 1, aligned)
             inputs = case.inputs(device, draw)
             some = draw.sample(sorted(case.shapes), 4)
             for names in (list(case.shapes), some):
                 for by_plan in (False, True):
-                    outputs = {name: Output(device, case.shapes[name], draw.randrange(4)) for name in names}
+                    shifts = {name: 0 if aligned else draw.randrange(4) for name in names}
+                    outputs = {name: Output(device, case.shapes[name], shift) for name, shift in shifts.items()}
                     arguments: Any = inputs | {name: output.array for name, output in outputs.items()}
                     step: Any = mode.removeprefix("ragged ")
                     if by_plan:
@@ -258,4 +262,5 @@ def replay_runs(device: Device) -> Iterator[Run]:
                         nsa_kernel.fill_replay_metadata(step, **arguments)
                     wrong = (output.wrong(name, case.expected(name)) for name, output in outputs.items())
                     call = "ReplayPlan" if by_plan else "fill_replay_metadata"
-                    yield f"{call}, mode {mode}, {bs} requests", next(filter(None, wrong), "")
+                    rows = "aligned" if aligned else "odd"
+                    yield f"{call}, mode {mode}, {bs} requests, {rows} rows", next(filter(None, wrong), "")
