@@ -96,6 +96,22 @@ def test_jax_inputs_with_torch_outputs(jax, device):
     assert clipped.tolist() == CLIPPED
 
 
+def test_jax_replay(jax, device):
+    table = np.arange(0, 40, 2).reshape(2, 10)
+    seq_lens, req_pool_indices, req_to_token = on_jax(jax, device, [2, 3], [1, 0], table)
+    pages = torch.zeros(2, 5, dtype=torch.int32, device=device)
+    nsa_kernel.fill_replay_metadata(
+        "decode",
+        seq_lens=seq_lens,
+        nsa_index_topk=TOPK,
+        req_pool_indices=req_pool_indices,
+        req_to_token=req_to_token,
+        page_size=2,
+        real_page_table=pages,
+    )
+    assert pages.tolist() == [[10, 0, 0, 0, 0], [0, 2, 0, 0, 0]]
+
+
 def test_jax_inputs_with_cupy_outputs(jax, cupy):
     q, k = on_jax(jax, "cuda")
     expanded, clipped = cupy.zeros(5, cupy.int32), cupy.zeros(5, cupy.int32)
@@ -129,13 +145,13 @@ def test_jax_count_is_a_jax_array(jax, device, variant):
     assert count.item() == 5
 
 
-def on_jax(jax, device):
-    """The worked example's inputs where `device` is; skips where JAX sees no such device."""
+def on_jax(jax, device, *arrays):
+    """Arrays, by default the worked example's inputs, where `device` is; skips where JAX sees no such device."""
     try:
         place = jax.devices(device)[0]
     except RuntimeError as error:
         pytest.skip(f"JAX sees no {device} device: {error}")
-    return [jax.device_put(np.array(values, np.int32), place) for values in (Q, K)]
+    return [jax.device_put(np.array(values, np.int32), place) for values in arrays or (Q, K)]
 
 
 # CuPy.

@@ -69,6 +69,18 @@ def test_eager_functions_stay_the_same_objects():
     assert EAGER[1] is nsa_kernel.fill_replay_metadata
 
 
+INPUTS = {"extend_seq_lens", "seq_lens", "req_pool_indices", "req_to_token"}
+
+
+@pytest.mark.parametrize("function", EAGER, ids=lambda function: function.__name__)
+def test_operators_declare_that_they_write_every_output_and_no_input(function):
+    arguments = getattr(ops, function.__name__).default._schema.arguments
+    tensors = {argument.name: argument for argument in arguments if "Tensor" in str(argument.type)}
+    written = {name for name, argument in tensors.items() if argument.alias_info and argument.alias_info.is_write}
+    assert written == tensors.keys() - INPUTS
+    assert not getattr(ops, function.__name__).default._schema.returns
+
+
 @pytest.mark.parametrize("variant", ["basic", "adaptive", "optimized"])
 @pytest.mark.parametrize("counted", [False, True])
 def test_opcheck_of_draft_extend(device, variant, counted):
