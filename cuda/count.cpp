@@ -90,6 +90,7 @@ int32_t HostCount::wait(cudaStream_t stream) {
       cudaGetLastError();
       continue;
     }
+    const RelaxedCapture relaxed;  // nor must it end that of another stream
     const cudaError_t status = cudaStreamQuery(stream);
     if (status == cudaErrorNotReady) {
       cudaGetLastError();

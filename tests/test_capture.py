@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 import textwrap
+import threading
 
 import nsa_kernel
 import pytest
@@ -265,3 +266,80 @@ def test_a_thousand_replays_are_each_right(device, variant):
         expanded, clipped, total = draft_extend(*batches[step], 64, capacity)
         want = [[POISON if value is None else value for value in values] for values in (expanded, clipped)]
         assert (got, tokens) == (want, [total]), step
+
+
+class Refresh:
+    """A refresh of all outputs, which lie in one array."""
+
+    def __init__(self, mode, bs, pool):
+        rows, width, device = 3 * bs, pool.shape[1], pool.device
+        self.inputs = torch.empty((3, bs), dtype=torch.int64, device=device)  # lengths, tokens, rows of the pool
+        sizes = [rows * width, rows * width // 2, bs + 1, rows, rows, rows + 1, 1]
+        self.out = torch.empty(sum(sizes), dtype=torch.int32, device=device)
+        slots, pages, cu, expanded, clipped, cu_clipped, count = self.out.split(sizes)
+        self.plan = nsa_kernel.ReplayPlan(
+            mode.removeprefix("ragged "),
+            seq_lens=self.inputs[0],
+            nsa_index_topk=6,
+            extend_seq_lens=self.inputs[1] if mode.startswith("ragged") else None,
+            num_draft_tokens=3,
+            req_pool_indices=self.inputs[2],
+            req_to_token=pool,
+            page_size=2,
+            page_table=slots.reshape(rows, width),
+            real_page_table=pages.reshape(rows, width // 2),
+            cu_seqlens_k=cu,
+            seqlens_expanded=expanded,
+            nsa_cache_seqlens=clipped,
+            nsa_cu_seqlens_k=cu_clipped,
+            num_tokens=count,
+        )
+
+
+@pytest.mark.parametrize("mode", ["decode", "target_verify", "draft_extend", "ragged draft_extend"])
+@pytest.mark.parametrize("bs", [8, 100, 600])
+def test_a_thousand_refreshes_are_each_right(device, mode, bs):
+    """Compared with the CPU's, which other tests compare with the oracle."""
+    steps, width = 1000, 8
+    generator = torch.Generator().manual_seed(bs)
+    pool = torch.randint(0, 1 << 20, (50, width), generator=generator, dtype=torch.int32)
+    bounds = [(-2, width + 3), (-1, 4), (-1, 51)]
+    steps_of = torch.stack([torch.randint(*of, (steps, bs), generator=generator) for of in bounds], 1)
+    refresh, on_cpu = Refresh(mode, bs, pool.to(device)), Refresh(mode, bs, pool)
+    source = steps_of.to(device)
+    kept = torch.empty((steps, len(refresh.out)), dtype=torch.int32, device=device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        refresh.plan.run()
+    for step in range(steps):
+        refresh.inputs.copy_(source[step])
+        refresh.out.fill_(POISON)
+        graph.replay()
+        kept[step] = refresh.out
+    for step, got in enumerate(kept.cpu()):
+        on_cpu.inputs.copy_(steps_of[step])
+        on_cpu.out.fill_(POISON)
+        on_cpu.plan.run()
+        assert torch.equal(got, on_cpu.out), step
+
+
+def test_a_long_wait_leaves_the_captures_of_other_threads_alone(device):
+    q, k, outs = small_batch(device)
+    captured = [torch.full((5,), POISON, dtype=torch.int32, device=device) for _ in range(2)]
+    side, counts = torch.cuda.Stream(), []
+
+    def wait():
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(100_000_000)
+            counts.append(nsa_kernel.fill_draft_extend_metadata_cuda(q, k, 12, *outs))
+
+    wait()  # loads what it needs
+    thread = threading.Thread(target=wait)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="global"):
+        thread.start()
+        thread.join()
+        nsa_kernel.fill_draft_extend_metadata(q, k, 12, *captured)
+    graph.replay()
+    assert counts == [5, 5]
+    assert captured[0].tolist() == [9, 10, 13, 14, 15]

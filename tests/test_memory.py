@@ -46,6 +46,8 @@ def drop_in(arrays):
 def direct(arrays):
     q, k, *outputs = arrays
     nsa_kernel.fill_draft_extend_metadata_cuda_basic(q, k, 12, *outputs[:2])
+    nsa_kernel.fill_draft_extend_metadata_cuda_adaptive(q, k, 12, *outputs[:2])
+    nsa_kernel.fill_draft_extend_metadata_cuda_optimized(q, k, 12, *outputs[:2])
 
 
 def replay(arrays):
@@ -55,6 +57,7 @@ def replay(arrays):
 def new_plan(arrays):
     q, k, *outputs = arrays
     nsa_kernel.DraftExtendPlan(q, k, 12, *outputs, variant="basic").run()
+    nsa_kernel.ReplayPlan("decode", seq_lens=k, nsa_index_topk=12, cache_seqlens=outputs[0]).run()
 
 
 def failing(arrays):
@@ -67,8 +70,16 @@ def failing(arrays):
         raise AssertionError("not refused")
 
 
+def ask(_arrays):
+    nsa_kernel.get_kernel_info()
+    nsa_kernel.is_cuda_kernel_available()
+
+
+SLOW_ON_A_GPU = (direct, new_plan, ask)  # they allocate there, or ask the driver
+
+
 @pytest.mark.parametrize("framework", ["torch", "numpy"])
-@pytest.mark.parametrize("call", [draft_extend, drop_in, direct, replay, new_plan, failing])
+@pytest.mark.parametrize("call", [draft_extend, drop_in, direct, replay, new_plan, failing, ask])
 def test_many_calls_keep_nothing(device, framework, call):
     if (device, framework) == ("cuda", "numpy"):
         pytest.skip("numpy is on the CPU")
@@ -78,7 +89,7 @@ def test_many_calls_keep_nothing(device, framework, call):
     gc.collect()
     counts, blocks, before = [sys.getrefcount(array) for array in arrays], sys.getallocatedblocks(), resident_bytes()
     on_device = torch.cuda.mem_get_info()[0] if device == "cuda" else 0
-    for _ in range(CALLS if call is draft_extend else CALLS // 10):
+    for _ in range(CALLS // 10 if device == "cuda" and call in SLOW_ON_A_GPU else CALLS):
         call(arrays)
     gc.collect()
     assert [sys.getrefcount(array) for array in arrays] == counts

@@ -196,21 +196,23 @@ RUNS = 1000
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_thousand_runs_of_draft_extend_give_equal_bits(device, variant):
-    q, k = (on(device, values[:3000]) for values in many_requests())
-    out = torch.empty((3, 9000), dtype=torch.int32, device=device)
+@pytest.mark.parametrize("bs", [20, 100, 400, 900, 3000])  # each has a kernel of its own
+def test_a_thousand_runs_of_draft_extend_give_equal_bits(device, variant, bs):
+    q, k = (on(device, values[:bs]) for values in many_requests())
+    out = torch.empty((3, 3 * bs), dtype=torch.int32, device=device)
     plan = nsa_kernel.DraftExtendPlan(q, k, 2048, *out, variant=variant)
     check_runs(plan, out)
 
 
 @pytest.mark.parametrize("mode", ["decode", "target_verify", "draft_extend", "ragged"])
-@pytest.mark.parametrize("bs", [7, 700, 3000])
-def test_a_thousand_runs_of_replay_give_equal_bits(device, mode, bs):
+@pytest.mark.parametrize("width", [40, 41])  # rows that are aligned, and not
+@pytest.mark.parametrize("bs", [7, 400, 3000])
+def test_a_thousand_runs_of_replay_give_equal_bits(device, mode, width, bs):
     q, s = (on(device, values[:bs]) for values in many_requests())
-    rows, width = 3 * bs, 40
+    rows = 3 * bs
     out = torch.empty(bs + 1 + 3 * (rows + 1) + 2 * rows * width, dtype=torch.int32, device=device)
-    sizes = [bs + 1, rows + 1, rows + 1, rows + 1, rows * width, rows * width]
-    cu, expanded, clipped, cu_clipped, slots, pages = out.split(sizes)
+    sizes = [rows * width, rows * width, bs + 1, rows + 1, rows + 1, rows + 1]
+    slots, pages, cu, expanded, clipped, cu_clipped = out.split(sizes)
     plan = nsa_kernel.ReplayPlan(
         "draft_extend" if mode == "ragged" else mode,
         seq_lens=s,

@@ -322,6 +322,7 @@ void def_cuda_error(nb::module_& m) {
 }  // namespace
 
 NB_MODULE(_ext, m) {
+  nb::set_leak_warnings(false);  // a thread that still runs at exit may hold a plan
   m.attr("__version__") = version();
   def_cuda_error(m);
 
