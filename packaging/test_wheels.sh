@@ -4,6 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$1 major=$2 folder=$3
 
+"$python" -m pip --quiet install 'pip>=25.1' # the first that knows --group
 "$python" -m pip --quiet install --no-index --find-links "$folder" "nsa-kernel[cu$major]"
 "$python" -m pip --quiet install --group test
 "$python" -m nsa_kernel info

@@ -58,6 +58,5 @@ for version in 3.11 3.12 3.13 3.14; do
   python=$(find_python "$version") || { echo "== no Python $version here: not tested with it"; continue; }
   echo "== test with Python $version"
   "$python" -m venv "$work/test-$version"
-  "$work/test-$version/bin/python" -m pip --quiet install 'pip>=25.1'
   packaging/without_toolkit.sh packaging/test_wheels.sh "$work/test-$version/bin/python" 13 "$out"
 done
