@@ -17,8 +17,8 @@ constexpr const char* kOp = "fill_draft_extend_metadata";
 
 /// What the kernels read.
 struct Args {
-  Elements extend_seq_lens;
-  Elements seq_lens;
+  Elements<> extend_seq_lens;
+  Elements<> seq_lens;
   int32_t* seqlens_expanded;
   int32_t* nsa_cache_seqlens;
   volatile int32_t* count;  ///< where the number of tokens goes, on the device or in pinned host memory; may be null
@@ -184,8 +184,8 @@ void launch(const DraftExtend& buffers, Variant variant, int32_t* workspace, vol
             cudaStream_t stream) {
   const Target target = kernels.ready(buffers.device);
   const int64_t capacity = rules::min(buffers.out_seqlens_expanded.size, buffers.out_nsa_cache_seqlens.size);
-  const Args args{Elements(buffers.extend_seq_lens),
-                  Elements(buffers.seq_lens),
+  const Args args{Elements<>(buffers.extend_seq_lens),
+                  Elements<>(buffers.seq_lens),
                   buffers.out_seqlens_expanded.data,
                   buffers.out_nsa_cache_seqlens.data,
                   count,

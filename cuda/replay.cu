@@ -21,33 +21,30 @@ constexpr const char* kOp = "fill_replay_metadata";
 // Up to one warp's width of requests.
 constexpr int kFewBlock = 128;
 constexpr int kFewBlocksPerMultiprocessor = 4;
-constexpr int kFewVectors = 2;
+using FewSize = UnitSize<2, 1>;
 // More.
 constexpr int kTile = 512;
-constexpr int kTilesPerMultiprocessor = 2;
-constexpr int kVectors = 4;
+constexpr int kBlocksPerMultiprocessor = 2;
+using ManySize = UnitSize<4, 2>;
+// What is left over of either.
+using LeftSize = UnitSize<2, 1>;
 
 template <class Form>
 __global__ __launch_bounds__(kFewBlock) void replay_few_kernel(const __grid_constant__ Args<Form> args) {
   await_stream();
-  const unsigned length_blocks = args.request_blocks + args.token_blocks;
-  if (blockIdx.x >= length_blocks) {
-    fill_tables_of_one<kFewVectors>(args, blockIdx.x - length_blocks);
-  } else if (threadIdx.x >= kWarp) {
-    return;
-  } else if (blockIdx.x >= args.request_blocks) {
-    fill_tokens<kWarp, false>(args, blockIdx.x - args.request_blocks);
+  if (blockIdx.x >= args.length_blocks) {
+    fill_few_tables<FewSize, LeftSize>(args, blockIdx.x - args.length_blocks);
   } else {
-    fill_requests<kWarp, false>(args);
+    fill_few_lengths(args, blockIdx.x * (kFewBlock / kWarp) + threadIdx.x / kWarp);
   }
 }
 
 template <class Form, bool kMany>
-__global__ __launch_bounds__(kTile) void replay_kernel(const __grid_constant__ Args<Form> args) {
+__global__ __launch_bounds__(kTile,
+                             kBlocksPerMultiprocessor) void replay_kernel(const __grid_constant__ Args<Form> args) {
   await_stream();
-  const unsigned length_blocks = args.request_blocks + args.token_blocks;
-  if (blockIdx.x >= length_blocks) {
-    fill_tables<kVectors, kTile, kMany>(args, blockIdx.x - length_blocks);
+  if (blockIdx.x >= args.length_blocks) {
+    fill_tables<ManySize, LeftSize, kTile, kMany>(args, blockIdx.x - args.length_blocks);
   } else if (blockIdx.x >= args.request_blocks) {
     fill_tokens<kTile, kMany>(args, blockIdx.x - args.request_blocks);
   } else {
@@ -75,28 +72,45 @@ uint32_t home_step(int64_t requests) {
   return static_cast<uint32_t>((apart << 32) / rules::max(requests, 1));
 }
 
-/// Units of the tables of all requests of a tile, at most.
-template <int kUnitVectors, class Form>
-int64_t most_units(const Args<Form>& args, int64_t requests) {
-  const int64_t each = Live::of(args, static_cast<int32_t>(rules::kMaxStored)).template units<kUnitVectors>();
-  return each * (requests + args.table_rows / kUnitRows);
+/// Divides up to about `warps` warps among the requests: as many for each as its widest rows can use.
+template <class Size, class Form>
+OwnWarps own_warps(const Args<Form>& args, int64_t warps) {
+  const Live widest = Live::of(args, static_cast<int32_t>(rules::kMaxStored));
+  const int64_t slot_units = Size::slot_units(widest.slots), page_units = Size::page_units(widest.pages);
+  const int64_t units = slot_units + page_units;
+  const int64_t each = rules::min(rules::max(warps / args.bs, 2), units);
+  const int64_t page_warps = rules::min(rules::ceil_div(each * page_units, rules::max(units, 1)), page_units);
+  const int64_t slot_warps = each - page_warps;
+  OwnWarps own;
+  own.each = static_cast<int32_t>(each);
+  own.slot_warps = static_cast<int32_t>(slot_warps);
+  own.slots = static_cast<int32_t>(slot_warps * Size::kUnitSlots);
+  own.pages = static_cast<int32_t>(page_warps * Size::kUnitPages);
+  const int64_t slots_kv = slot_warps < slot_units ? int64_t{own.slots} : rules::kMaxStored;
+  const int64_t pages_kv = page_warps < page_units ? int64_t{own.pages} * args.page_size : rules::kMaxStored;
+  own.kv = static_cast<int32_t>(rules::min(slots_kv, pages_kv));
+  return own;
 }
 
-/// Blocks that share the tables of one of up to one warp's width of requests.
+/// Units of the tables of a tile of requests for which there must be blocks beside those of the own warps, at most: all
+/// of a large batch, those of tall requests of any other.
 template <class Form>
-int64_t few_table_blocks(const Args<Form>& args, int multiprocessors) {
-  if (args.table_rows == 0) return 0;
-  const int64_t useful = rules::ceil_div(most_units<kFewVectors>(args, 1), kFewBlock / kWarp);
-  const int64_t limit = multiprocessors * kFewBlocksPerMultiprocessor / args.bs;
-  return rules::max(rules::min(useful, limit), 1);
+int64_t most_left_units(const Args<Form>& args) {
+  const Live widest = Live::of(args, static_cast<int32_t>(rules::kMaxStored));
+  const int64_t each = LeftSize::slot_units(widest.slots) + LeftSize::page_units(widest.pages);
+  if constexpr (std::is_same_v<Form, General>) return each * (rules::min(args.bs, kTile) + args.table_rows / kUnitRows);
+  return Form::kCounts == TokenCounts::ragged ? each * (args.table_rows / kUnitRows) : 0;
 }
 
-/// Blocks that share the tables of a tile of requests.
-template <class Form>
-int64_t tile_table_blocks(const Args<Form>& args, int multiprocessors) {
-  if (args.table_rows == 0) return 0;
-  const int64_t units = most_units<kVectors>(args, rules::min(args.bs, kTile));
-  return Grid(args.bs, kTile, rules::ceil_div(units, kTile / kWarp), multiprocessors * kTilesPerMultiprocessor).shares;
+/// The warps for the lengths of a few requests.
+FewWarps few_warps(int64_t bs, bool any_request, int64_t capacity, int multiprocessors) {
+  constexpr int64_t kTokensOfWarp = 2048;
+  FewWarps few;
+  few.token_shares = static_cast<unsigned>(rules::min(rules::ceil_div(capacity, kTokensOfWarp), multiprocessors));
+  few.tokens = few.token_shares * static_cast<unsigned>(bs);
+  few.requests = any_request ? static_cast<unsigned>(bs) : 0;
+  few.rest = kFewBlock / kWarp * rules::max(few.token_shares, 1);
+  return few;
 }
 
 template <class T>
@@ -108,19 +122,26 @@ bool rows_are_aligned(const Replay& buffers) {
   return starts_aligned(buffers.req_to_token) && starts_aligned(buffers.page_table);
 }
 
-bool fits_32_bits(int64_t stride) { return stride < int64_t{1} << 32; }
+template <class T>
+bool is_near(const TableView<T>& table) {
+  return Rows<T, uint32_t>::bytes_apart(table) < int64_t{1} << 32;
+}
+
+bool is_near(const LengthView& view) { return Elements<>::bytes_apart(view) <= rules::kMaxStored; }
 
 /// Whether kernels for Plain may be used. In a large batch, fetching the instructions of the general kernel does not
 /// count.
 bool is_plain(const Replay& buffers) {
-  return buffers.seq_lens.size <= kTile && (buffers.extend_seq_lens || *buffers.num_draft_tokens <= kShort) &&
-         rows_are_aligned(buffers) && fits_32_bits(buffers.req_to_token.row_stride) &&
-         fits_32_bits(buffers.page_table.row_stride) && fits_32_bits(buffers.real_page_table.row_stride) &&
-         fits_32_bits(buffers.ctx_lens_2d.row_stride);
+  return buffers.seq_lens.size <= kTile && (buffers.extend_seq_lens || *buffers.num_draft_tokens <= kUnitRows) &&
+         rows_are_aligned(buffers) && is_near(buffers.req_to_token) && is_near(buffers.page_table) &&
+         is_near(buffers.real_page_table) && is_near(buffers.ctx_lens_2d) && is_near(buffers.seq_lens) &&
+         is_near(buffers.req_pool_indices) && is_near(buffers.extend_seq_lens);
 }
 
 template <class Form>
 void launch(const Replay& buffers, const Target& target, cudaStream_t stream) {
+  using Step = typename Form::Step;
+  using Stride = typename Form::Stride;
   const int multiprocessors = target.multiprocessors;
   const int32_t uniform_tokens = buffers.extend_seq_lens ? 0 : static_cast<int32_t>(*buffers.num_draft_tokens);
   const bool any_request = buffers.cache_seqlens || buffers.cu_seqlens_k || buffers.ctx_lens_2d;
@@ -129,26 +150,27 @@ void launch(const Replay& buffers, const Target& target, cudaStream_t stream) {
   const int64_t capacity = rules::max(rules::max(buffers.seqlens_expanded.size, buffers.nsa_cache_seqlens.size),
                                       rules::max(buffers.nsa_cu_seqlens_k.size - 1, 0));
   const int64_t bs = buffers.seq_lens.size;
-  const Grid tiles(bs, kTile, useful_token_blocks(capacity, bs), multiprocessors * kTilesPerMultiprocessor);
   const int64_t table_rows = bs > 0 ? rules::max(buffers.page_table.rows, buffers.real_page_table.rows) : 0;
-  Args<Form> args{Elements(buffers.seq_lens),
-                  Elements(buffers.extend_seq_lens),
-                  Elements(buffers.req_pool_indices),
+  Args<Form> args{Elements<Step>(buffers.seq_lens),
+                  Elements<Step>(buffers.req_pool_indices),
+                  Elements<Step>(buffers.extend_seq_lens),
                   static_cast<int32_t>(bs),
+                  rules::Divisor(rules::max(bs, 1)),
                   uniform_tokens,
                   buffers.mode == Mode::target_verify ? uniform_tokens : 0,
-                  any_request ? 1u : 0u,
-                  any_token ? tiles.shares : 0u,
                   0,
-                  rules::Divisor(1),
-                  home_step(rules::min(bs, kTile)),
-                  rows_are_aligned(buffers),
+                  0,
+                  0,
+                  FewWarps(),
+                  OwnWarps(),
                   rules::saturated(table_rows),
+                  Rows<const int32_t, Stride>(buffers.req_to_token),
+                  Rows<int32_t, Stride>(buffers.page_table),
+                  Rows<int32_t, Stride>(buffers.real_page_table),
                   static_cast<int32_t>(buffers.page_size),
                   rules::Divisor(buffers.page_size),
-                  Rows<const int32_t, typename Form::Stride>(buffers.req_to_token),
-                  Rows<int32_t, typename Form::Stride>(buffers.page_table),
-                  Rows<int32_t, typename Form::Stride>(buffers.real_page_table),
+                  home_step(rules::min(bs, kTile)),
+                  rows_are_aligned(buffers),
                   static_cast<int32_t>(buffers.nsa_index_topk),
                   rules::saturated(capacity),
                   Tokens(buffers.seqlens_expanded),
@@ -158,20 +180,42 @@ void launch(const Replay& buffers, const Target& target, cudaStream_t stream) {
                   buffers.num_tokens.data,
                   buffers.cache_seqlens.data,
                   buffers.cu_seqlens_k.data,
-                  Rows<int32_t, typename Form::Stride>(buffers.ctx_lens_2d)};
+                  Rows<int32_t, Stride>(buffers.ctx_lens_2d)};
   if (!any_request && !any_token && table_rows == 0) return;
-  const unsigned length_blocks = args.request_blocks + args.token_blocks;
-  if constexpr (!std::is_same_v<Form, General>) {
-    if (bs <= kWarp) {
-      args.table_blocks = static_cast<unsigned>(few_table_blocks(args, multiprocessors));
-      args.table_blocks_divisor = rules::Divisor(rules::max(args.table_blocks, 1));
-      const unsigned blocks = length_blocks + args.table_blocks * static_cast<unsigned>(bs);
-      return enqueue(kOp, replay_few_kernel<Form>, blocks, kFewBlock, target, stream, args);
-    }
+  constexpr bool kMany = std::is_same_v<Form, General>;
+  const bool few = !kMany && bs <= kWarp;
+  const unsigned threads = few ? kFewBlock : kTile;
+  const int64_t at_once = multiprocessors * (few ? kFewBlocksPerMultiprocessor : kBlocksPerMultiprocessor);
+  const Grid lengths(bs, kTile, useful_token_blocks(capacity, bs), at_once);
+  if (few) {
+    args.few = few_warps(bs, any_request, capacity, multiprocessors);
+    const int64_t warps = args.few.tokens + args.few.requests + args.few.rest;
+    args.length_blocks =
+        any_request || any_token ? static_cast<unsigned>(rules::ceil_div(warps, kFewBlock / kWarp)) : 0;
+  } else {
+    args.request_blocks = any_request ? 1 : 0;
+    args.length_blocks = args.request_blocks + (any_token ? lengths.shares : 0);
   }
-  args.table_blocks = static_cast<unsigned>(tile_table_blocks(args, multiprocessors));
-  const dim3 grid(length_blocks + args.table_blocks, tiles.rows);
-  enqueue(kOp, replay_kernel<Form, std::is_same_v<Form, General>>, grid, kTile, target, stream, args);
+  if (table_rows > 0) {
+    // With the blocks of lengths, as many as run at once: one that has to wait for another would double the time.
+    const int64_t limit = rules::max(at_once - int64_t{args.length_blocks} * lengths.rows, at_once / 2);
+    const int64_t warps = threads / kWarp;
+    int64_t own_blocks = 1;
+    if constexpr (!kMany) {
+      args.own = few ? own_warps<FewSize>(args, limit * warps) : own_warps<ManySize>(args, limit * warps);
+      own_blocks = rules::ceil_div(args.own.each * bs, warps);
+    }
+    const Grid left(bs, kTile, rules::ceil_div(most_left_units(args), warps), limit);
+    args.table_blocks = static_cast<unsigned>(rules::max(own_blocks, left.shares));
+  }
+  const dim3 grid(args.length_blocks + args.table_blocks, lengths.rows);
+  if constexpr (kMany) {
+    enqueue(kOp, replay_kernel<Form, true>, grid, threads, target, stream, args);
+  } else if (few) {
+    enqueue(kOp, replay_few_kernel<Form>, grid, threads, target, stream, args);
+  } else {
+    enqueue(kOp, replay_kernel<Form, false>, grid, threads, target, stream, args);
+  }
 }
 
 }  // namespace

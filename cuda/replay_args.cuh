@@ -11,10 +11,14 @@ namespace nsa_kernel::cuda {
 
 enum class TokenCounts { uniform, ragged, either };
 
-/// The arguments that engines have: packed lengths, tables of aligned rows, up to 512 requests. Where counts are
-/// uniform, they are up to kShort.
+/// A unit of a table covers up to this many rows of a request.
+constexpr int kUnitRows = kShort;
+
+/// The arguments that engines have: up to 512 requests, tables of aligned rows, distances of up to 32 bits. Where
+/// counts are uniform, they are up to kUnitRows.
 template <TokenCounts kValue>
 struct Plain {
+  using Step = int32_t;
   using Stride = uint32_t;
   static constexpr TokenCounts kCounts = kValue;
   static constexpr bool kAligned = true;
@@ -22,6 +26,7 @@ struct Plain {
 
 /// All others.
 struct General {
+  using Step = int64_t;
   using Stride = uint64_t;
   static constexpr TokenCounts kCounts = TokenCounts::either;
   static constexpr bool kAligned = false;
@@ -31,17 +36,22 @@ struct General {
 template <class T, class Stride>
 struct Rows {
   T* data;
-  Stride row_stride;
+  Stride row_bytes;  ///< from one row to the next
   int32_t rows;
   int32_t width;
 
   explicit Rows(const TableView<T>& table)
       : data(table.data),
-        row_stride(static_cast<Stride>(table.row_stride)),
+        row_bytes(static_cast<Stride>(bytes_apart(table))),
         rows(rules::saturated(table.rows)),
         width(rules::saturated(table.cols)) {}
 
-  __device__ T* row(int32_t i) const { return data + uint64_t{static_cast<uint32_t>(i)} * row_stride; }
+  static int64_t bytes_apart(const TableView<T>& table) { return table.row_stride * static_cast<int64_t>(sizeof(T)); }
+
+  __device__ T* row(int32_t i) const { return below(data, static_cast<uint32_t>(i)); }
+  __device__ T* below(T* at, uint64_t rows_on = 1) const {
+    return reinterpret_cast<T*>(const_cast<char*>(reinterpret_cast<const char*>(at)) + rows_on * row_bytes);
+  }
 };
 
 /// One value a token, for the first `size` of them.
@@ -57,28 +67,48 @@ struct Tokens {
   }
 };
 
+/// The warps that write lengths where requests are few: first those of tokens, then those of requests, then the rest,
+/// which write what belongs to no token.
+struct FewWarps {
+  unsigned tokens = 0;
+  unsigned token_shares = 0;  ///< warps that share the tokens of each request
+  unsigned requests = 0;
+  unsigned rest = 0;
+};
+
+/// The warps that the tables of each request have to themselves; see replay_tables.cuh.
+struct OwnWarps {
+  int32_t each = 0;
+  int32_t slot_warps = 0;  ///< the first of them, which have a unit of slots each; the others have one of pages
+  int32_t slots = 0;       ///< of a request that these do
+  int32_t pages = 0;       ///< of a request that the others do
+  int32_t kv = 0;          ///< KV entries up to which they are enough
+};
+
 template <class Form>
 struct Args {
-  Elements seq_lens;
-  Elements extend_seq_lens;  ///< given: tokens are ragged
-  Elements req_pool_indices;
+  Elements<typename Form::Step> seq_lens;
+  Elements<typename Form::Step> req_pool_indices;
+  Elements<typename Form::Step> extend_seq_lens;  ///< given: tokens are ragged
   int32_t bs;
+  rules::Divisor bs_divisor;
   int32_t uniform_tokens;  ///< tokens of each request, where they are not ragged
   int32_t uncounted;       ///< tokens of each request that seq_lens does not count yet
-  // Blocks of a row of the grid: first those that write one value a request, then one a token, then tables.
-  unsigned request_blocks;
-  unsigned token_blocks;
-  unsigned table_blocks;  ///< for each request of few, for each tile of more
-  rules::Divisor table_blocks_divisor;
-  uint32_t home_step;  ///< between the homes of two requests of a tile, as a part of 2**32 of the ring
+  // Blocks of a row of the grid: first those that write lengths, then those that write tables.
+  unsigned length_blocks;
+  unsigned request_blocks;  ///< length blocks that write one value a request, where requests are many
+  unsigned table_blocks;
+  FewWarps few;
   // Tables.
-  bool aligned;        ///< every row of req_to_token and page_table starts at a multiple of 16 bytes
+  OwnWarps own;
   int32_t table_rows;  ///< rows of the longer table
-  int32_t page_size;
-  rules::Divisor page_size_divisor;
   Rows<const int32_t, typename Form::Stride> req_to_token;
   Rows<int32_t, typename Form::Stride> page_table;
   Rows<int32_t, typename Form::Stride> real_page_table;
+  int32_t page_size;
+  rules::Divisor page_size_divisor;
+  uint32_t home_step;  ///< between the homes of two requests of a tile, as a part of 2**32 of the ring
+  bool aligned;        ///< every row of req_to_token and page_table starts at a multiple of 16 bytes
   // One value a token.
   int32_t topk;
   int32_t capacity;  ///< tokens that the longest of these outputs holds
@@ -96,11 +126,29 @@ struct Args {
     if constexpr (Form::kCounts == TokenCounts::either) return static_cast<bool>(extend_seq_lens);
     return Form::kCounts == TokenCounts::ragged;
   }
-  __device__ int64_t added(int b) const {
-    return ragged() ? rules::length(extend_seq_lens[b]) : int64_t{uniform_tokens};
+  __device__ int32_t tokens(int b) const {
+    return ragged() ? rules::adjusted(extend_seq_lens.length32(b), 0) : uniform_tokens;
   }
-  __device__ int32_t tokens(int b) const { return rules::saturated(added(b)); }
-  __device__ int32_t kv(int b) const { return rules::kv_length(rules::length(seq_lens[b]), uncounted); }
+  __device__ int32_t kv(int b) const { return rules::kv_length(seq_lens.length32(b), uncounted); }
+  /// KV length that the first token of a request sees.
+  __device__ int32_t first(int b) const {
+    if constexpr (Form::kCounts == TokenCounts::uniform) {
+      return rules::adjusted(seq_lens.length32(b), uncounted + 1 - uniform_tokens);
+    }
+    const int64_t added = ragged() ? rules::length(extend_seq_lens[b]) : int64_t{uniform_tokens};
+    return rules::first_seqlen(rules::length(seq_lens[b]), uncounted, added);
+  }
+  /// Whether a request has more rows than a unit covers.
+  __device__ bool is_tall(int32_t tokens) const {
+    return Form::kCounts != TokenCounts::uniform && __builtin_expect(tokens > kUnitRows, false);
+  }
+  /// Whether a request's own warps leave units over.
+  __device__ bool leaves_units(int32_t kv, int32_t tokens) const { return kv > own.kv || is_tall(tokens); }
+  /// How far on a ring `position` is from the home of request `i` of its tile.
+  __device__ int ring_distance(int i, int position, int ring) const {
+    const int distance = position - static_cast<int>(__umulhi(static_cast<uint32_t>(i) * home_step, ring));
+    return distance < 0 ? distance + ring : distance;
+  }
   __device__ int32_t uniform_tokens_before(int b) const {
     if constexpr (Form::kCounts == TokenCounts::uniform) return b * uniform_tokens;
     return rules::saturated(int64_t{b} * uniform_tokens);

@@ -45,15 +45,14 @@ __device__ void fill_tokens(const Args<Form>& args, unsigned share) {
   RunningScan<kTile, kMany, kSums> scan(shared);
 
   const auto load = [&](int b, int32_t& tokens, int32_t& first) {
-    const int64_t added = args.added(b);
-    tokens = rules::saturated(added);
-    first = rules::first_seqlen(rules::length(args.seq_lens[b]), args.uncounted, added);
+    tokens = args.tokens(b);
+    first = args.first(b);
     Sums<kSums> sums;
     sums.value[kClipped] = rules::clipped_sum(first, tokens, args.topk);
     if constexpr (kSums > kCount) sums.value[kCount] = tokens;
     return sums;
   };
-  for_each_tile<kTile, kMany>(args.bs, share, args.token_blocks, [&](const Tile& tile) {
+  for_each_tile<kTile, kMany>(args.bs, share, args.length_blocks - args.request_blocks, [&](const Tile& tile) {
     const int b = tile.begin + threadIdx.x;
     ReplayTokens span{};
     Sums<kSums> sums{};
@@ -95,6 +94,68 @@ __device__ void fill_tokens(const Args<Form>& args, unsigned share) {
       args.nsa_cu_seqlens_k.store(t, scanned.total.value[kClipped]);
     }
   });
+}
+
+/// Both kinds for up to one warp's width of requests. Each request has a warp for its own values and warps for its
+/// tokens; the warps of the last block write what belongs to none.
+template <class Form>
+__device__ void fill_few_lengths(const Args<Form>& args, unsigned warp) {
+  constexpr bool kRagged = Form::kCounts == TokenCounts::ragged;
+  const int lane = threadIdx.x % kWarp;
+  const bool mine = lane < args.bs;
+  const int of = mine ? lane : 0;
+  if (warp < args.few.tokens) {
+    const int share = args.bs_divisor.quotient(warp), b = warp - share * args.bs;
+    const int32_t first = args.first(of), tokens = mine ? args.tokens(of) : 0;
+    const int32_t clipped = lane < b ? rules::clipped_sum(first, tokens, args.topk) : 0;
+    const int32_t first_of = __shfl_sync(kAllLanes, first, b);
+    int32_t count = __shfl_sync(kAllLanes, tokens, b);
+    const int32_t clipped_before = warp_sum(clipped);
+    const int32_t at = kRagged ? warp_sum(lane < b ? tokens : 0) : args.uniform_tokens_before(b);
+    count = min(count, args.capacity - min(at, args.capacity));
+#pragma unroll 1
+    for (int32_t j = share * kWarp + lane; j < count; j += args.few.token_shares * kWarp) {
+      const int32_t seqlen = rules::expanded_seqlen(first_of, j);
+      const int32_t clipped_sum = rules::clipped_sum(first_of, j + 1, args.topk);
+      args.seqlens_expanded.store(at + j, seqlen);
+      args.nsa_cache_seqlens.store(at + j, rules::clipped_seqlen(seqlen, args.topk));
+      args.nsa_cu_seqlens_k.store(at + j, rules::saturating_add(clipped_before, clipped_sum));
+    }
+    return;
+  }
+  warp -= args.few.tokens;
+  if (warp < args.few.requests) {
+    const int b = warp;
+    const int32_t kv = args.kv(of);
+    const int32_t before = warp_sum(lane < b ? kv : 0);
+    if (lane == b) {
+      if (args.cache_seqlens != nullptr) args.cache_seqlens[b] = kv;
+      if (args.cu_seqlens_k != nullptr) args.cu_seqlens_k[b + 1] = rules::saturating_add(before, kv);
+    }
+    if (args.ctx_lens_2d.data == nullptr) return;
+    int32_t* row = args.ctx_lens_2d.row(b);
+    const int32_t kv_of = __shfl_sync(kAllLanes, kv, b);
+    for (int j = lane; j < args.uniform_tokens; j += kWarp) row[j] = kv_of;
+    return;
+  }
+  warp -= args.few.requests;
+  if (warp == 0 && lane == 0) {
+    if (args.cu_seqlens_k != nullptr) *args.cu_seqlens_k = 0;
+    if (args.nsa_cu_seqlens_k_start != nullptr) *args.nsa_cu_seqlens_k_start = 0;
+  }
+  const int32_t tokens = mine ? args.tokens(of) : 0;
+  const int32_t total = kRagged ? warp_sum(tokens) : args.uniform_tokens_before(args.bs);
+  if (warp == 0 && lane == 0 && args.num_tokens != nullptr) *args.num_tokens = total;
+  const int32_t padding = args.capacity - min(total, args.capacity);
+  if (padding == 0) return;
+  const int32_t clipped_total = warp_sum(mine ? rules::clipped_sum(args.first(of), tokens, args.topk) : 0);
+#pragma unroll 1
+  for (int32_t left = padding - static_cast<int>(warp * kWarp + lane); left > 0; left -= args.few.rest * kWarp) {
+    const int32_t t = args.capacity - left;
+    args.seqlens_expanded.store(t, 0);
+    args.nsa_cache_seqlens.store(t, 0);
+    args.nsa_cu_seqlens_k.store(t, clipped_total);
+  }
 }
 
 }  // namespace nsa_kernel::cuda

@@ -2,18 +2,28 @@
 //
 // The live part of each request's rows is cut into units, of which one warp does one at a time: a span of slots, or of
 // pages. In ragged batches, a unit covers up to kUnitRows rows.
+//
+// Each request has warps of its own, one for each of its first units: they know what to read as soon as they know their
+// request. What a long request leaves over, all warps share: they form a ring, in which each request has a home, from
+// where those units go round. Homes are apart, so the units of like requests are spread evenly, those of a long request
+// over all warps, and no warp needs to know of the units of others.
 #pragma once
 
 #include "replay_args.cuh"
 
 namespace nsa_kernel::cuda {
 
-constexpr int kUnitPages = kWarp;
-constexpr int kUnitRows = kShort;
+/// How many elements each lane has of a unit.
+template <int kVectors_, int kPages_>
+struct UnitSize {
+  static constexpr int kVectors = kVectors_;  ///< of four slots
+  static constexpr int kPages = kPages_;
+  static constexpr int kUnitSlots = kWarp * 4 * kVectors;
+  static constexpr int kUnitPages = kWarp * kPages;
 
-/// Slots of a unit in which each lane makes kVectors 16-byte accesses.
-template <int kVectors>
-constexpr int kUnitSlots = kWarp * 4 * kVectors;
+  static constexpr int32_t slot_units(uint32_t slots) { return (slots + (kUnitSlots - 1)) / kUnitSlots; }
+  static constexpr int32_t page_units(uint32_t pages) { return (pages + (kUnitPages - 1)) / kUnitPages; }
+};
 
 /// The live part of one request's rows.
 struct Live {
@@ -26,221 +36,350 @@ struct Live {
     return {rules::live_slots(kv, width, args.page_table.width),
             rules::live_pages(kv, width, args.real_page_table.width, args.page_size_divisor)};
   }
-
-  template <int kVectors>
-  constexpr unsigned slot_units() const {
-    return (slots + (kUnitSlots<kVectors> - 1u)) / kUnitSlots<kVectors>;
-  }
-  template <int kVectors>
-  constexpr unsigned units() const {
-    return slot_units<kVectors>() + (pages + (kUnitPages - 1u)) / kUnitPages;
-  }
 };
 
-/// What a warp needs of a request to do one of its units, but for the row of its first token.
-struct alignas(16) TableRequest {
-  Live live;
-  int32_t pool_row;  ///< -1: outside the pool
-  int32_t rows;      ///< at most as many as some table holds
-  unsigned units;
-  unsigned unit;    ///< first of those that this block does
-  int32_t in_tile;  ///< place of the request in its tile
+/// A request's row of req_to_token. Outside the pool it holds zeros.
+struct Source {
+  const int32_t* row;
+  bool in_pool;
 
-  template <int kVectors, class Form>
-  __device__ static TableRequest of(const Args<Form>& args, int32_t kv, int64_t index, int32_t tokens) {
-    TableRequest request{};
-    request.live = Live::of(args, kv);
-    const bool in_pool = static_cast<uint64_t>(index) < static_cast<uint64_t>(args.req_to_token.rows);
-    request.pool_row = in_pool ? static_cast<int32_t>(index) : -1;
-    request.rows = min(tokens, args.table_rows);
-    request.units = request.live.units<kVectors>();
-    if constexpr (Form::kCounts == TokenCounts::uniform) {
-      if (request.rows <= 0) request.units = 0;
-    } else {
-      request.units *= (request.rows + (kUnitRows - 1u)) / kUnitRows;
-    }
-    return request;
-  }
+  template <class Form>
+  __device__ Source(const Args<Form>& args, int64_t index)
+      : row(args.req_to_token.row(static_cast<int32_t>(index))),
+        in_pool(static_cast<uint64_t>(index) < static_cast<uint64_t>(args.req_to_token.rows)) {}
 };
 
-/// The elements c .. c+3 of `source` (null: zeros) that are before `end`.
-__device__ inline int4 load_vector(const int32_t* source, int c, int end) {
-  int4 vector{};
-  if (source == nullptr) return vector;
-  if (c + 4 <= end) return *reinterpret_cast<const int4*>(source + c);
-  if (c < end) vector.x = source[c];
-  if (c + 1 < end) vector.y = source[c + 1];
-  if (c + 2 < end) vector.z = source[c + 2];
-  return vector;
-}
-
-__device__ inline void store_vector(int32_t* out, int c, int end, const int4& vector) {
-  if (c + 4 <= end) {
-    *reinterpret_cast<int4*>(out + c) = vector;
-    return;
-  }
-  if (c < end) out[c] = vector.x;
-  if (c + 1 < end) out[c + 1] = vector.y;
-  if (c + 2 < end) out[c + 2] = vector.z;
-}
-
-/// One warp copies slots begin .. end-1, at most a unit, of aligned `source` (null: zeros) to `rows` aligned rows.
+/// Elements begin .. end-1 of the live part of a request's row, in the registers of a warp: 16 bytes an access, but for
+/// up to three elements at the end. Rows are aligned, and so is `begin`.
 template <int kVectors>
-__device__ void copy_aligned_slots(const int32_t* source, int32_t* out, uint64_t stride, int rows, int begin, int end) {
-  const int c = begin + threadIdx.x % kWarp * 4;
+struct SlotUnit {
   int4 vectors[kVectors];
-#pragma unroll
-  for (int i = 0; i < kVectors; ++i) vectors[i] = load_vector(source, c + kWarp * 4 * i, end);
-#pragma unroll 1
-  for (int r = 0; r < rows; ++r, out += stride) {
-#pragma unroll
-    for (int i = 0; i < kVectors; ++i) store_vector(out, c + kWarp * 4 * i, end, vectors[i]);
-  }
-}
+  int32_t last;
 
-/// The same of any alignment.
-template <int kVectors>
-__device__ void copy_slots(const int32_t* source, int32_t* out, uint64_t stride, int rows, int begin, int end) {
-  constexpr int kSlots = kUnitSlots<kVectors> / kWarp;
-  const int c = begin + threadIdx.x % kWarp;
-  int32_t slots[kSlots] = {};
+  __device__ static unsigned at(unsigned begin, int i) { return begin + (threadIdx.x % kWarp + kWarp * i) * 4; }
+  __device__ static bool has_last(unsigned end) { return threadIdx.x % kWarp < end % 4; }
+  __device__ static unsigned at_last(unsigned end) { return end / 4 * 4 + threadIdx.x % kWarp; }
+
+  __device__ void load(const Source& source, unsigned begin, unsigned end) {
+    if (!source.in_pool) end = 0;
 #pragma unroll
-  for (int i = 0; i < kSlots; ++i) {
-    if (source != nullptr && c + kWarp * i < end) slots[i] = source[c + kWarp * i];
-  }
-#pragma unroll 1
-  for (int r = 0; r < rows; ++r, out += stride) {
-#pragma unroll
-    for (int i = 0; i < kSlots; ++i) {
-      if (c + kWarp * i < end) out[c + kWarp * i] = slots[i];
+    for (int i = 0; i < kVectors; ++i) {
+      vectors[i] = int4{};
+      if (at(begin, i) + 4 <= end) vectors[i] = *reinterpret_cast<const int4*>(source.row + at(begin, i));
     }
+    last = has_last(end) ? source.row[at_last(end)] : 0;
   }
-}
 
-/// One warp gathers pages begin .. end-1, at most one a lane, of `source` (null: zeros) to `rows` rows.
-template <class Form>
-__device__ void gather_pages(const Args<Form>& args, const int32_t* source, int row, int rows, int begin, int end) {
-  const int p = begin + threadIdx.x % kWarp;
-  if (p >= end) return;
-  const int32_t slot = source != nullptr ? source[int64_t{p} * args.page_size] : 0;
-  const int32_t page = rules::page_id(slot, args.page_size_divisor);
-  int32_t* to = args.real_page_table.row(row) + p;
-#pragma unroll 1
-  for (int r = 0; r < rows; ++r, to += args.real_page_table.row_stride) *to = page;
-}
-
-/// One warp does one unit of a request whose first token has `row`, which some table holds.
-template <int kVectors, class Form>
-__device__ void fill_unit(const Args<Form>& args, const TableRequest& request, int row, unsigned unit) {
-  const Live& live = request.live;
-  int rows = request.rows;
-  if (Form::kCounts != TokenCounts::uniform && __builtin_expect(rows > kUnitRows, false)) {
-    const unsigned part = unit / live.units<kVectors>();
-    unit -= part * live.units<kVectors>();
-    row += part * kUnitRows;
-    rows = min(rows - static_cast<int>(part) * kUnitRows, kUnitRows);
-  }
-  const int32_t* source = request.pool_row >= 0 ? args.req_to_token.row(request.pool_row) : nullptr;
-  if (unit < live.slot_units<kVectors>()) {
-    constexpr int kSlots = kUnitSlots<kVectors>;
-    const int begin = unit * kSlots, end = begin + min(kSlots, live.slots - begin);
-    const auto& table = args.page_table;
+  template <class Table>
+  __device__ void store(const Table& table, int32_t row, int32_t rows, unsigned begin, unsigned end) const {
+    int32_t* out = table.row(row);
     rows = min(rows, table.rows - row);
-    if (Form::kAligned || args.aligned) {
-      copy_aligned_slots<kVectors>(source, table.row(row), table.row_stride, rows, begin, end);
-    } else {
-      copy_slots<kVectors>(source, table.row(row), table.row_stride, rows, begin, end);
+#pragma unroll 1
+    for (; rows > 0; --rows, out = table.below(out)) {
+#pragma unroll
+      for (int i = 0; i < kVectors; ++i) {
+        if (at(begin, i) + 4 <= end) *reinterpret_cast<int4*>(out + at(begin, i)) = vectors[i];
+      }
+      if (has_last(end)) out[at_last(end)] = last;
     }
-  } else {
-    const int begin = (unit - live.slot_units<kVectors>()) * kUnitPages;
-    rows = min(rows, args.real_page_table.rows - row);
-    gather_pages(args, source, row, rows, begin, begin + min(kUnitPages, live.pages - begin));
   }
-}
+};
 
-/// Asks for the source slots of a unit, for a `fill_unit` that comes later.
-template <int kVectors, class Form>
-__device__ void prefetch_unit(const Args<Form>& args, const TableRequest& request, unsigned unit) {
-  if (unit >= request.live.slot_units<kVectors>() || request.pool_row < 0) return;
-  const int c = unit * kUnitSlots<kVectors> + threadIdx.x % kWarp * (kUnitSlots<kVectors> / kWarp);
-  if (c >= request.live.slots) return;
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(args.req_to_token.row(request.pool_row) + c));
-}
+/// The same, of any alignment.
+template <int kVectors>
+struct OddSlotUnit {
+  static constexpr int kSlots = 4 * kVectors;
+  int32_t slots[kSlots];
 
-/// The tables of one of up to one warp's width of requests, which each have blocks of their own.
-template <int kVectors, class Form>
-__device__ void fill_tables_of_one(const Args<Form>& args, unsigned block) {
-  const int b = args.table_blocks_divisor.quotient(block);
-  const unsigned share = block - b * args.table_blocks;
+  __device__ static unsigned at(unsigned begin, int i) { return begin + threadIdx.x % kWarp + kWarp * i; }
+
+  __device__ void load(const Source& source, unsigned begin, unsigned end) {
+    if (!source.in_pool) end = 0;
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) slots[i] = at(begin, i) < end ? source.row[at(begin, i)] : 0;
+  }
+
+  template <class Table>
+  __device__ void store(const Table& table, int32_t row, int32_t rows, unsigned begin, unsigned end) const {
+    int32_t* out = table.row(row);
+    rows = min(rows, table.rows - row);
+#pragma unroll 1
+    for (; rows > 0; --rows, out = table.below(out)) {
+#pragma unroll
+      for (int i = 0; i < kSlots; ++i) {
+        if (at(begin, i) < end) out[at(begin, i)] = slots[i];
+      }
+    }
+  }
+};
+
+/// Pages begin .. end-1 of a request: the slots that they start with, up to kPages a lane.
+template <int kPages>
+struct PageUnit {
+  int32_t slots[kPages];
+
+  __device__ static int at(int begin, int i) { return begin + static_cast<int>(threadIdx.x) % kWarp + kWarp * i; }
+
+  __device__ void load(const Source& source, int begin, int end, int32_t page_size) {
+    if (!source.in_pool) end = 0;
+#pragma unroll
+    for (int i = 0; i < kPages; ++i) {
+      slots[i] = at(begin, i) < end ? source.row[int64_t{at(begin, i)} * page_size] : 0;
+    }
+  }
+
+  template <class Table>
+  __device__ void store(const Table& table, int32_t row, int32_t rows, int begin, int end,
+                        const rules::Divisor& page_size) const {
+    int32_t pages[kPages];
+#pragma unroll
+    for (int i = 0; i < kPages; ++i) pages[i] = rules::page_id(slots[i], page_size);
+    int32_t* out = table.row(row);
+    rows = min(rows, table.rows - row);
+#pragma unroll 1
+    for (; rows > 0; --rows, out = table.below(out)) {
+#pragma unroll
+      for (int i = 0; i < kPages; ++i) {
+        if (at(begin, i) < end) out[at(begin, i)] = pages[i];
+      }
+    }
+  }
+};
+
+/// The first unit that a warp does, in a batch of one tile: one of those that a request's own warps do. First come the
+/// first warps of all requests, for these are busy where requests are short, each in another block than the one before.
+template <class Size, class Form>
+class OwnUnit {
+ public:
+  __device__ OwnUnit(const Args<Form>& args, unsigned block) : args_(args) {
+    const int warp = threadIdx.x / kWarp * args.table_blocks + block;
+    place_ = args.bs_divisor.quotient(warp);
+    request_ = warp - place_ * args.bs;
+  }
+
+  __device__ int request() const { return request_; }
+
+  /// Starts to read. A tall request has no units of its own.
+  __device__ void load(int32_t kv, int64_t index, int32_t tokens) {
+    tokens_ = tokens;
+    if (place_ >= args_.own.each || tokens <= 0 || args_.is_tall(tokens)) kv = 0;
+    const Source source(args_, index);
+    of_slots_ = place_ < args_.own.slot_warps;
+    if (of_slots_) {
+      begin_ = place_ * Size::kUnitSlots;
+      end_ = min(begin_ + Size::kUnitSlots, rules::live_slots(kv, args_.req_to_token.width, args_.page_table.width));
+      if (begin_ < end_) slots_.load(source, begin_, end_);
+    } else {
+      begin_ = (place_ - args_.own.slot_warps) * Size::kUnitPages;
+      end_ = min(begin_ + Size::kUnitPages, Live::of(args_, kv).pages);
+      if (begin_ < end_) pages_.load(source, begin_, end_, args_.page_size);
+    }
+  }
+
+  /// Whether there is anything to write.
+  __device__ bool busy() const { return begin_ < end_; }
+
+  /// `row` is that of the request's first token.
+  __device__ void store(int32_t row) const {
+    if (of_slots_) {
+      slots_.store(args_.page_table, row, tokens_, begin_, end_);
+    } else {
+      pages_.store(args_.real_page_table, row, tokens_, begin_, end_, args_.page_size_divisor);
+    }
+  }
+
+ private:
+  const Args<Form>& args_;
+  int request_;
+  int place_;  ///< of the warp among those of the request
+  bool of_slots_;
+  int32_t tokens_;
+  int begin_, end_;
+  SlotUnit<Size::kVectors> slots_;
+  PageUnit<Size::kPages> pages_;
+};
+
+/// What a request's own warps leave over: slots first_slot .. slots-1 and pages first_page .. pages-1 of its rows.
+template <class Size>
+struct alignas(16) LeftUnits {
+  int32_t first_slot, slots;
+  int32_t first_page, pages;
+  int64_t index;  ///< of the request in the pool
+  int32_t rows;   ///< at most as many as some table holds
+  int32_t count;
+
+  LeftUnits() = default;
+
+  template <class Form>
+  __device__ LeftUnits(const Args<Form>& args, int32_t kv, int64_t pool_index, int32_t tokens)
+      : index(pool_index), rows(min(tokens, args.table_rows)) {
+    const Live live = Live::of(args, kv);
+    const bool tall = args.is_tall(tokens);
+    slots = live.slots;
+    pages = live.pages;
+    first_slot = tall ? 0 : min(args.own.slots, slots);
+    first_page = tall ? 0 : min(args.own.pages, pages);
+    count = rows > 0 ? slot_units() + page_units() : 0;
+    if (tall) count *= (rows + (kUnitRows - 1)) / kUnitRows;
+  }
+
+  __device__ int32_t slot_units() const { return Size::slot_units(slots - first_slot); }
+  __device__ int32_t page_units() const { return Size::page_units(pages - first_page); }
+
+  __device__ LeftUnits from_lane(int lane) const {
+    LeftUnits result;
+    result.first_slot = __shfl_sync(kAllLanes, first_slot, lane);
+    result.slots = __shfl_sync(kAllLanes, slots, lane);
+    result.first_page = __shfl_sync(kAllLanes, first_page, lane);
+    result.pages = __shfl_sync(kAllLanes, pages, lane);
+    result.index = __shfl_sync(kAllLanes, index, lane);
+    result.rows = __shfl_sync(kAllLanes, rows, lane);
+    result.count = __shfl_sync(kAllLanes, count, lane);
+    return result;
+  }
+
+  /// One warp does one of them; `row` is that of the request's first token.
+  template <class Form>
+  __device__ void fill(const Args<Form>& args, int32_t row, int32_t unit) const {
+    int32_t part_rows = rows;
+    if (args.is_tall(rows)) {
+      const int32_t each = slot_units() + page_units();
+      const int32_t part = unit / each;
+      unit -= part * each;
+      row = rules::saturating_add(row, part * kUnitRows);
+      part_rows = min(rows - part * kUnitRows, kUnitRows);
+    }
+    const Source source(args, index);
+    const int32_t page_unit = unit - slot_units();
+    if (page_unit < 0) {
+      const int begin = first_slot + unit * Size::kUnitSlots, end = min(begin + Size::kUnitSlots, slots);
+      if (Form::kAligned || args.aligned) {
+        copy<SlotUnit<Size::kVectors>>(args, source, row, part_rows, begin, end);
+      } else {
+        copy<OddSlotUnit<Size::kVectors>>(args, source, row, part_rows, begin, end);
+      }
+    } else {
+      const int begin = first_page + page_unit * Size::kUnitPages, end = min(begin + Size::kUnitPages, pages);
+      PageUnit<Size::kPages> read;
+      read.load(source, begin, end, args.page_size);
+      read.store(args.real_page_table, row, part_rows, begin, end, args.page_size_divisor);
+    }
+  }
+
+ private:
+  template <class Unit, class Form>
+  __device__ static void copy(const Args<Form>& args, const Source& source, int32_t row, int32_t rows, int begin,
+                              int end) {
+    Unit unit;
+    unit.load(source, begin, end);
+    unit.store(args.page_table, row, rows, begin, end);
+  }
+};
+
+/// The tables of up to one warp's width of requests, each of which every warp sees in one of its lanes.
+template <class Size, class LeftSize, class Form>
+__device__ void fill_few_tables(const Args<Form>& args, unsigned block) {
+  OwnUnit<Size, Form> own(args, block);
+  const int lane = threadIdx.x % kWarp, last = args.bs - 1;
+  const int b = own.request(), seen = min(lane, last);
+  // All that does not wait for another read is read first.
   const int32_t kv = args.kv(b);
   const int64_t index = args.req_pool_indices[b];
-  int32_t row = args.uniform_tokens_before(b), tokens = args.uniform_tokens;
-  if (args.ragged()) {
-    const int lane = threadIdx.x % kWarp;
-    const int32_t mine = lane <= b ? args.tokens(lane) : 0;
-    const Sums<1> before = warp_inclusive(Sums<1>{{lane < b ? mine : 0}});
-    row = from_lane(before, kWarp - 1).value[0];
-    tokens = __shfl_sync(kAllLanes, mine, b);
-  }
-  if (row >= args.table_rows) return;
-  const TableRequest request = TableRequest::of<kVectors>(args, kv, index, tokens);
-  const unsigned step = blockDim.x / kWarp * args.table_blocks;
+  const int32_t kv_seen = args.kv(seen), tokens_seen = args.tokens(seen);
+  own.load(kv, index, args.ragged() ? __shfl_sync(kAllLanes, tokens_seen, b) : args.uniform_tokens);
+  const auto row_of = [&](int request) {
+    if (!args.ragged()) return args.uniform_tokens_before(request);
+    return warp_sum(lane < request ? tokens_seen : 0);
+  };
+  if (__any_sync(kAllLanes, args.leaves_units(kv_seen, tokens_seen))) {
+    const LeftUnits<LeftSize> left(args, kv_seen, args.req_pool_indices[seen], lane <= last ? tokens_seen : 0);
+    const int ring = args.table_blocks * (blockDim.x / kWarp);
+    const int unit = args.ring_distance(lane, threadIdx.x / kWarp * args.table_blocks + block, ring);
 #pragma unroll 1
-  for (unsigned unit = threadIdx.x / kWarp * args.table_blocks + share; unit < request.units; unit += step) {
-    fill_unit<kVectors>(args, request, row, unit);
+    for (unsigned found = __ballot_sync(kAllLanes, unit < left.count); found != 0; found &= found - 1) {
+      const int of = __ffs(found) - 1;
+      const LeftUnits<LeftSize> left_of = left.from_lane(of);
+      const int32_t row = row_of(of);
+#pragma unroll 1
+      for (int u = __shfl_sync(kAllLanes, unit, of); u < left_of.count; u += ring) left_of.fill(args, row, u);
+    }
   }
+  if (own.busy()) own.store(row_of(b));
 }
 
 constexpr int log2_of(int power_of_two) { return power_of_two == 1 ? 0 : 1 + log2_of(power_of_two / 2); }
 
-/// The tables of any number of requests. The blocks that share a tile form a ring. Each request has a home in it, from
-/// where its units go round, one a block. Homes are apart, so the units of like requests are spread evenly, those of a
-/// long request over all blocks, and no block needs to know of the units of others.
-template <int kVectors, int kTile, bool kMany, class Form>
-__device__ void fill_tables(const Args<Form>& args, unsigned share) {
+/// The requests of a tile of which a block does units that are left over, in any order.
+template <class Size, int kTile>
+struct Found {
+  LeftUnits<Size> left[kTile];
+  int32_t unit[kTile];     ///< first of them
+  int32_t request[kTile];  ///< of the tile
+  int count;
+};
+
+/// The warps of a block do the units that it found, the last first, for the first have more units of their own. Where
+/// it found few requests, a power of two of warps divides the units of one.
+template <class Size, int kTile, class Form, class RowOf>
+__device__ void fill_found(const Args<Form>& args, const Found<Size, kTile>& found, RowOf row_of) {
   constexpr int kWarpsLog2 = log2_of(kTile / kWarp);
-  __shared__ TableRequest found[kTile];  // requests of which this block does units, in any order
-  __shared__ int32_t row_of[Form::kCounts == TokenCounts::uniform ? 1 : kTile];
-  __shared__ int count;
-  __shared__ typename RunningScan<kTile, kMany, 1>::Shared row_shared;
-  RunningScan<kTile, kMany, 1> row_scan(row_shared);
-  const unsigned shares = args.table_blocks;
-  for_each_tile<kTile, kMany>(args.bs, share, shares, [&](const Tile& tile) {
-    const int b = tile.begin + threadIdx.x;
-    const bool mine = threadIdx.x < tile.requests;
-    const int32_t kv = mine ? args.kv(b) : 0;
-    const int64_t index = mine ? args.req_pool_indices[b] : -1;
-    const int32_t tokens = mine ? args.tokens(b) : 0;
-    if (threadIdx.x == 0) count = 0;
-    __syncthreads();
-    TableRequest request = TableRequest::of<kVectors>(args, kv, index, tokens);
-    const unsigned home = __umulhi(threadIdx.x * args.home_step, shares);
-    request.unit = share - home + (share < home ? shares : 0);
-    request.in_tile = threadIdx.x;
-    if (request.unit < request.units) found[atomicAdd(&count, 1)] = request;
-    __syncthreads();
-    // The warps divide the requests found; where these are few, a power of two of warps divides the units of one.
-    const int warp = threadIdx.x / kWarp;
-    const int each_log2 = max(kWarpsLog2 - (kWarp - __clz(max(count, 1) - 1)), 0);
-    const unsigned step = shares << each_log2, first = (warp & ((1 << each_log2) - 1)) * shares;
-    const int begin = warp >> each_log2;
-    if (args.ragged()) {
-      // Rows are known after a scan, sources before it.
-      if (begin < count) prefetch_unit<kVectors>(args, found[begin], found[begin].unit + first);
-      const auto tokens_of = [&](int earlier) { return Sums<1>{{args.tokens(earlier)}}; };
-      row_of[threadIdx.x] = row_scan.next(tile, {{tokens}}, tokens_of).before.value[0];
-      __syncthreads();
-    }
-    for (int i = begin; i < count; i += 1 << kWarpsLog2 >> each_log2) {
-      const TableRequest of = found[i];
-      const int row = args.ragged() ? row_of[of.in_tile] : args.uniform_tokens_before(tile.begin + of.in_tile);
-      if (row >= args.table_rows) continue;
+  const int warp = kTile / kWarp - 1 - threadIdx.x / kWarp, ring = args.table_blocks;
+  const int each_log2 = max(kWarpsLog2 - (kWarp - __clz(max(found.count, 1) - 1)), 0);
+  const int step = ring << each_log2, first = (warp & ((1 << each_log2) - 1)) * ring;
 #pragma unroll 1
-      for (unsigned unit = of.unit + first; unit < of.units; unit += step) {
-        fill_unit<kVectors>(args, of, row, unit);
+  for (int i = warp >> each_log2; i < found.count; i += 1 << kWarpsLog2 >> each_log2) {
+    const LeftUnits<Size> left = found.left[i];
+    const int32_t row = row_of(found.request[i]);
+#pragma unroll 1
+    for (int u = found.unit[i] + first; u < left.count; u += step) left.fill(args, row, u);
+  }
+}
+
+/// The tables of any number of requests; in a batch of more than one tile, no warp has a request for its own.
+template <class Size, class LeftSize, int kTile, bool kMany, class Form>
+__device__ void fill_tables(const Args<Form>& args, unsigned block) {
+  __shared__ Found<LeftSize, kTile> found;
+  __shared__ typename SumBefore<kTile, kMany>::Shared shared;
+  SumBefore<kTile, kMany> rows(shared);
+  for_each_tile<kTile, kMany>(args.bs, 0, 1, [&](const Tile& tile) {
+    OwnUnit<Size, Form> own(args, block);
+    const int b = own.request();
+    const bool mine = threadIdx.x < tile.requests;
+    const int seen = mine ? tile.begin + static_cast<int>(threadIdx.x) : 0;
+    // All that does not wait for another read is read first.
+    int32_t kv = 0, tokens = 0;
+    int64_t index = 0;
+    if constexpr (!kMany) {
+      kv = args.kv(b);
+      index = args.req_pool_indices[b];
+      tokens = args.tokens(b);
+    }
+    const int32_t kv_seen = args.kv(seen), tokens_seen = mine ? args.tokens(seen) : 0;
+    const int64_t index_seen = args.req_pool_indices[seen];
+    if (threadIdx.x == 0) found.count = 0;
+    __syncthreads();
+    if constexpr (!kMany) own.load(kv, index, tokens);
+    if (mine && args.leaves_units(kv_seen, tokens_seen)) {
+      const LeftUnits<LeftSize> left(args, kv_seen, index_seen, tokens_seen);
+      const int unit = args.ring_distance(threadIdx.x, block, args.table_blocks);
+      if (unit < left.count) {
+        const int i = atomicAdd(&found.count, 1);
+        found.left[i] = left;
+        found.unit[i] = unit;
+        found.request[i] = threadIdx.x;
       }
     }
-    if constexpr (kMany) __syncthreads();
+    if (args.ragged()) rows.enter(tile, tokens_seen, [&](int earlier) { return args.tokens(earlier); });
+    __syncthreads();
+    const auto row_of = [&](int request) {
+      return args.ragged() ? rows.before(request) : args.uniform_tokens_before(tile.begin + request);
+    };
+    if (found.count > 0) fill_found(args, found, row_of);
+    if constexpr (kMany) {
+      __syncthreads();
+    } else {
+      if (own.busy()) own.store(row_of(b));
+    }
   });
 }
 

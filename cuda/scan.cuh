@@ -15,21 +15,45 @@ constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = ~0u;
 
 /// Lengths or indices as kernels read them: by their 32-bit words, so that code for both types has no branch.
+template <class Step = int64_t>
 struct Elements {
-  const int32_t* words;  ///< null: not given
-  int64_t step;          ///< words from one element to the next
-  int32_t last;          ///< word of an element that holds its sign: 0 of int32, 1 of int64
+  const char* data;  ///< null: not given
+  Step step;         ///< bytes from one element to the next
+  int32_t high;      ///< bytes from the start of an element to the word that holds its sign: 0 of int32, 4 of int64
 
   explicit Elements(const LengthView& view)
-      : words(view.int64 != nullptr ? reinterpret_cast<const int32_t*>(view.int64) : view.int32),
-        step(view.stride * (view.int64 != nullptr ? 2 : 1)),
-        last(view.int64 != nullptr ? 1 : 0) {}
+      : data(view.int64 != nullptr ? reinterpret_cast<const char*>(view.int64)
+                                   : reinterpret_cast<const char*>(view.int32)),
+        step(static_cast<Step>(bytes_apart(view))),
+        high(view.int64 != nullptr ? sizeof(int32_t) : 0) {}
 
-  __device__ explicit operator bool() const { return words != nullptr; }
+  static int64_t bytes_apart(const LengthView& view) {
+    return view.stride * static_cast<int64_t>(view.int64 != nullptr ? sizeof(int64_t) : sizeof(int32_t));
+  }
+
+  __device__ explicit operator bool() const { return data != nullptr; }
   __device__ int64_t operator[](int b) const {
-    const int32_t* at = words + b * step;
-    const int32_t low = at[0], high = at[last];
-    return static_cast<int64_t>(last == 0 ? high >> 31 : high) << 32 | static_cast<uint32_t>(low);
+    const Words words = read(b);
+    return static_cast<int64_t>(words.high) << 32 | words.low;
+  }
+  /// rules::length32 of an element.
+  __device__ uint32_t length32(int b) const {
+    const Words words = read(b);
+    // Without a branch, which would make one read wait for the other.
+    return (words.low | (words.high > 0 ? ~0u : 0u)) & ~static_cast<uint32_t>(words.high >> 31);
+  }
+
+ private:
+  struct Words {
+    uint32_t low;
+    int32_t high;
+  };
+
+  __device__ Words read(int b) const {
+    const char* at = data + int64_t{b} * step;
+    const uint32_t low = *reinterpret_cast<const uint32_t*>(at);
+    const int32_t word = *reinterpret_cast<const int32_t*>(at + high);
+    return {low, high == 0 ? word >> 31 : word};
   }
 };
 
@@ -175,6 +199,70 @@ class RunningScan {
   Scan<kThreads, N> scan_;
   Sums<N> carried_{};
   int scanned_ = 0;
+};
+
+/// The sum over the lanes of a warp, as it is stored; none is negative.
+__device__ inline int32_t warp_sum(int32_t mine) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  // By halves, for a sum over all 32 bits may wrap.
+  const uint32_t value = static_cast<uint32_t>(mine);
+  const uint32_t low = __reduce_add_sync(kAllLanes, value & 0xffff);
+  const uint32_t high = __reduce_add_sync(kAllLanes, value >> 16) + (low >> 16);
+  return high > 0x7fff ? static_cast<int32_t>(rules::kMaxStored) : static_cast<int32_t>(high << 16 | (low & 0xffff));
+#else
+#pragma unroll
+  for (int delta = kWarp / 2; delta > 0; delta /= 2) {
+    mine = rules::saturating_add(mine, __shfl_xor_sync(kAllLanes, mine, delta));
+  }
+  return mine;
+#endif
+}
+
+/// Sums over the requests before one, for which any warp of a block can ask. Less work than a scan where few ask.
+template <int kThreads, bool kMany>
+class SumBefore {
+ public:
+  struct Shared {
+    int32_t each[kThreads];
+    int32_t of_warp[kThreads / kWarp];
+  };
+
+  __device__ explicit SumBefore(Shared& shared) : shared_(shared) {}
+
+  /// Goes on to a tile; `mine` is the value of this thread's request, `of(b)` reads that of an earlier one. All threads
+  /// of the block take part, and synchronize before one of them asks.
+  template <class Of>
+  __device__ void enter(const Tile& tile, int32_t mine, Of of) {
+    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+    if constexpr (kMany) {
+      int32_t earlier = 0;
+#pragma unroll 8
+      for (int b = summed_ + threadIdx.x; b < tile.begin; b += kThreads)
+        earlier = rules::saturating_add(earlier, of(b));
+      earlier = warp_sum(earlier);
+      if (lane == 0) shared_.of_warp[warp] = earlier;
+      __syncthreads();
+      before_tile_ = rules::saturating_add(before_tile_, warp_sum(lane < kThreads / kWarp ? shared_.of_warp[lane] : 0));
+      __syncthreads();
+      summed_ = tile.begin;
+    }
+    shared_.each[threadIdx.x] = mine;
+    const int32_t sum = warp_sum(mine);
+    if (lane == 0) shared_.of_warp[warp] = sum;
+  }
+
+  /// All lanes of a warp ask for the same request, by its place in the tile.
+  __device__ int32_t before(int place) const {
+    const int lane = threadIdx.x % kWarp, warp = place / kWarp;
+    int32_t sum = lane < place % kWarp ? shared_.each[warp * kWarp + lane] : 0;
+    if (lane < warp) sum = rules::saturating_add(sum, shared_.of_warp[lane]);
+    return rules::saturating_add(warp_sum(sum), before_tile_);
+  }
+
+ private:
+  Shared& shared_;
+  int32_t before_tile_ = 0;
+  int summed_ = 0;
 };
 
 /// Up to this many tokens, a request is the work of one thread.

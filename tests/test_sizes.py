@@ -97,6 +97,43 @@ def test_replay_of_a_million_requests(device, mode):
     assert np.array_equal(got["real_page_table"], np.where(live[:, ::page_size], rows[:, ::page_size] // 2, POISON))
 
 
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize(
+    ("bs", "n", "width"),
+    [(1, 2, 600_000), (20, 2, 70_000), (32, 1, 40_001), (33, 40, 3_000), (128, 2, 70_000), (512, 3, 9_000), (700, 2, 5_001)],
+)
+def test_a_few_long_requests_among_short_ones(device, bs, n, width, ragged):
+    draw = np.random.default_rng(bs)
+    kv, counts = draw.integers(0, 600, bs), np.full(bs, n)
+    kv[draw.integers(0, bs, 3)] = [width - 1, width // 2, width + 9]
+    if ragged:
+        counts = draw.integers(0, n + 1, bs)
+        counts[kv > 600] = n
+    pool = draw.integers(0, 2**30, (bs + 3, width), dtype=np.int32)
+    indices = draw.permutation(bs + 3)[:bs]
+    indices[-1] = len(pool) if bs > 1 else indices[-1]
+    tables = {"page_table": (1, width), "real_page_table": (64, -(-width // 64))}
+    out = {name: poisoned(device, int(counts.sum()), columns) for name, (_, columns) in tables.items()}
+    nsa_kernel.fill_replay_metadata(
+        "draft_extend",
+        seq_lens=on(device, kv, torch.int64),
+        extend_seq_lens=on(device, counts) if ragged else None,
+        nsa_index_topk=2048,
+        num_draft_tokens=n,
+        req_pool_indices=on(device, indices, torch.int64),
+        req_to_token=on(device, pool),
+        page_size=64,
+        **out,
+    )
+    for name, (page_size, columns) in tables.items():
+        got = out[name].cpu().numpy()
+        for row, b in enumerate(np.repeat(np.arange(bs), counts)):
+            live = -(-min(kv[b], width) // page_size)
+            slots = pool[indices[b]] if indices[b] < len(pool) else np.zeros(width, np.int32)
+            assert np.array_equal(got[row, :live], slots[::page_size][:live] // page_size), (name, row)
+            assert live == columns or (got[row, live:] == POISON).all(), (name, row)
+
+
 def zeros(device, rows, columns):
     torch.cuda.empty_cache()  # of the table before
     if torch.cuda.mem_get_info()[0] < 4.5 * rows * columns:

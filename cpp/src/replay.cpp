@@ -147,9 +147,8 @@ void fill_on_cpu(const Replay& args) {
   for (int64_t b = 0; b < bs; ++b) {
     const int64_t added = rules::length(args.extend_seq_lens ? args.extend_seq_lens[b] : *args.num_draft_tokens);
     const int32_t tokens = rules::saturated(added);
-    const int64_t seq_len = rules::length(args.seq_lens[b]);
-    const int32_t kv = rules::kv_length(seq_len, uncounted);
-    const int32_t first = rules::first_seqlen(seq_len, uncounted, added);
+    const int32_t kv = rules::kv_length(rules::length32(args.seq_lens[b]), uncounted);
+    const int32_t first = rules::first_seqlen(rules::length(args.seq_lens[b]), uncounted, added);
     kv_sum = rules::saturating_add(kv_sum, kv);
     if (args.cache_seqlens) args.cache_seqlens.data[b] = kv;
     if (cu_k) cu_k.data[b + 1] = kv_sum;

@@ -23,10 +23,17 @@ constexpr int32_t saturating_add(int32_t a, int32_t b) {
 /// A length as it is read: a negative one counts as 0.
 constexpr int64_t length(int64_t value) { return max(value, 0); }
 
-/// KV entries of a request: those that `seq_lens` counts, and those of tokens that it does not count yet.
-constexpr int32_t kv_length(int64_t seq_len, int32_t uncounted) {
-  return saturating_add(saturated(seq_len), uncounted);
+/// The same, where 2**32 - 1 stands for all that is longer: a few more or less make no difference as it is stored.
+constexpr uint32_t length32(int64_t value) { return static_cast<uint32_t>(min(length(value), 4294967295)); }
+
+/// A length and a few entries more or, below 0, less, as it is stored.
+constexpr int32_t adjusted(uint32_t length, int32_t more) {
+  const uint32_t most = static_cast<uint32_t>(kMaxStored - more);
+  return static_cast<int32_t>((length < most ? length : most) + static_cast<uint32_t>(more));
 }
+
+/// KV entries of a request: those that `seq_lens` counts, and those of tokens that it does not count yet.
+constexpr int32_t kv_length(uint32_t seq_len, int32_t uncounted) { return adjusted(seq_len, uncounted); }
 
 /// KV length that the first of q tokens sees, before it is bounded below: negative in a padded row.
 constexpr int32_t first_seqlen(int64_t seq_len, int32_t uncounted, int64_t q) {
