@@ -25,7 +25,7 @@ using FewSize = UnitSize<2, 1>;
 // More.
 constexpr int kTile = 512;
 constexpr int kBlocksPerMultiprocessor = 2;
-using ManySize = UnitSize<4, 2>;
+using ManySize = UnitSize<3, 2>;
 // What is left over of either.
 using LeftSize = UnitSize<2, 1>;
 

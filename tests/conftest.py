@@ -53,3 +53,15 @@ def random_cases(request):
             raise
 
     return [(seed, reproducible(seed)) for seed in range(first, first + count)]
+
+
+@pytest.fixture
+def jax(monkeypatch):
+    """JAX, with its devices open. Where there are several GPUs, opening them leaves another one current."""
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    module = pytest.importorskip("jax")
+    current = torch.cuda.current_device() if torch.cuda.is_available() else None
+    module.devices()
+    if current is not None:
+        torch.cuda.set_device(current)
+    return module

@@ -194,10 +194,8 @@ def test_cupy_arrays(device):
 
 
 @pytest.fixture
-def jax_arrays(device, monkeypatch):
+def jax_arrays(device, jax):
     """Makes JAX arrays on the device under test."""
-    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    jax = pytest.importorskip("jax")
     try:
         place = jax.devices(device)[0]
     except RuntimeError:

@@ -1,7 +1,5 @@
 """Every framework's arrays, as its users would write the call; skipped where the framework or a GPU is absent."""
 
-import os
-
 import nsa_kernel
 import numpy as np
 import pytest
@@ -18,12 +16,6 @@ def cupy():
     if not cupy.cuda.is_available() or not nsa_kernel.is_cuda_kernel_available():
         pytest.skip("no CUDA device")
     return cupy
-
-
-@pytest.fixture
-def jax():
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave memory to torch and CuPy
-    return pytest.importorskip("jax")
 
 
 # NumPy.

@@ -97,11 +97,19 @@ def test_replay_of_a_million_requests(device, mode):
     assert np.array_equal(got["real_page_table"], np.where(live[:, ::page_size], rows[:, ::page_size] // 2, POISON))
 
 
+LONG_BATCHES = [
+    (1, 2, 600_000),
+    (20, 2, 70_000),
+    (32, 1, 40_001),
+    (33, 40, 3_000),
+    (128, 2, 70_000),
+    (512, 3, 9_000),
+    (700, 2, 5_001),
+]
+
+
 @pytest.mark.parametrize("ragged", [False, True])
-@pytest.mark.parametrize(
-    ("bs", "n", "width"),
-    [(1, 2, 600_000), (20, 2, 70_000), (32, 1, 40_001), (33, 40, 3_000), (128, 2, 70_000), (512, 3, 9_000), (700, 2, 5_001)],
-)
+@pytest.mark.parametrize(("bs", "n", "width"), LONG_BATCHES)
 def test_a_few_long_requests_among_short_ones(device, bs, n, width, ragged):
     draw = np.random.default_rng(bs)
     kv, counts = draw.integers(0, 600, bs), np.full(bs, n)
