@@ -88,9 +88,16 @@ def test_many_calls_keep_nothing(device, framework, call):
         call(arrays)
     gc.collect()
     counts, blocks, before = [sys.getrefcount(array) for array in arrays], sys.getallocatedblocks(), resident_bytes()
-    on_device = torch.cuda.mem_get_info()[0] if device == "cuda" else 0
-    for _ in range(CALLS // 10 if device == "cuda" and call in SLOW_ON_A_GPU else CALLS):
-        call(arrays)
+    kept_on_device = []
+    for _ in range(3 if device == "cuda" else 1):
+        on_device = torch.cuda.mem_get_info()[0] if device == "cuda" else 0
+        for _ in range(CALLS // 10 if device == "cuda" and call in SLOW_ON_A_GPU else CALLS):
+            call(arrays)
+        if device == "cuda":
+            torch.cuda.synchronize()
+            kept_on_device.append(on_device - torch.cuda.mem_get_info()[0])
+            if kept_on_device[-1] < 2**24:
+                break  # else another process may have come: what these calls keep, they keep each time
     gc.collect()
     assert [sys.getrefcount(array) for array in arrays] == counts
     assert sys.getallocatedblocks() - blocks < 1000
@@ -99,9 +106,8 @@ def test_many_calls_keep_nothing(device, framework, call):
     if device == "cpu":
         assert resident_bytes() - before < 2**21
     else:
-        torch.cuda.synchronize()
         assert resident_bytes() - before < 2**24
-        assert on_device - torch.cuda.mem_get_info()[0] < 2**24
+        assert min(kept_on_device) < 2**24
 
 
 @pytest.mark.parametrize("make", [Exporter, Layout.capsule, lambda layout: Exporter(layout, versioned=False)])
