@@ -157,8 +157,8 @@ void run(const Case& of, cudaStream_t stream) {
   });
   check(cudaGetLastError(), "launch");
   std::printf("%-34s %8.2f %8.2f %8.2f %8.2fx\n", of.name, bytes / 1e6, copy, floor, floor / copy);
-  for (void* memory : {static_cast<void*>(pool), static_cast<void*>(slots), static_cast<void*>(pages),
-                       static_cast<void*>(copied)}) {
+  for (void* memory :
+       {static_cast<void*>(pool), static_cast<void*>(slots), static_cast<void*>(pages), static_cast<void*>(copied)}) {
     cudaFree(memory);
   }
   for (Unit* list : units) cudaFree(list);

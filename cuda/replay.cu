@@ -26,8 +26,9 @@ using FewSize = UnitSize<2, 1>;
 constexpr int kTile = 512;
 constexpr int kBlocksPerMultiprocessor = 2;
 using ManySize = UnitSize<3, 2>;
-// What is left over of either.
+// What is left over of either. ReplayPlan refuses tables that would have more than 2**31 of these units.
 using LeftSize = UnitSize<2, 1>;
+static_assert(LeftSize::kUnitSlots >= 256 && LeftSize::kUnitPages >= 32 && kUnitRows >= 16);
 
 template <class Form>
 __global__ __launch_bounds__(kFewBlock) void replay_few_kernel(const __grid_constant__ Args<Form> args) {
@@ -102,15 +103,15 @@ int64_t most_left_units(const Args<Form>& args) {
   return Form::kCounts == TokenCounts::ragged ? each * (args.table_rows / kUnitRows) : 0;
 }
 
-/// The warps for the lengths of a few requests.
-FewWarps few_warps(int64_t bs, bool any_request, int64_t capacity, int multiprocessors) {
-  constexpr int64_t kTokensOfWarp = 2048;
-  FewWarps few;
-  few.token_shares = static_cast<unsigned>(rules::min(rules::ceil_div(capacity, kTokensOfWarp), multiprocessors));
-  few.tokens = few.token_shares * static_cast<unsigned>(bs);
-  few.requests = any_request ? static_cast<unsigned>(bs) : 0;
-  few.rest = kFewBlock / kWarp * rules::max(few.token_shares, 1);
-  return few;
+/// The warps for the lengths of a few requests, in whole blocks.
+FewWarps few_warps(int64_t bs, bool any_request, bool ragged, int64_t capacity, int multiprocessors) {
+  constexpr int64_t kWarps = kFewBlock / kWarp, kTokensOfWarp = 2048;
+  const int64_t shares = rules::min(rules::ceil_div(capacity, kTokensOfWarp), multiprocessors);
+  const int64_t token_shares = ragged ? shares : rules::min(shares, 1);  // uniform requests are short
+  const int64_t requests = any_request ? bs : 0, busy = token_shares * bs + requests;
+  const int64_t blocks = rules::ceil_div(busy, kWarps) + rules::max(shares, 1);
+  return {static_cast<unsigned>(token_shares * bs), static_cast<unsigned>(token_shares),
+          static_cast<unsigned>(requests), static_cast<unsigned>(blocks * kWarps - busy)};
 }
 
 template <class T>
@@ -124,10 +125,14 @@ bool rows_are_aligned(const Replay& buffers) {
 
 template <class T>
 bool is_near(const TableView<T>& table) {
-  return Rows<T, uint32_t>::bytes_apart(table) < int64_t{1} << 32;
+  const int64_t bytes = Rows<T, uint32_t>::bytes_apart(table);
+  return bytes >= 0 && bytes < int64_t{1} << 32;
 }
 
-bool is_near(const LengthView& view) { return Elements<>::bytes_apart(view) <= rules::kMaxStored; }
+bool is_near(const LengthView& view) {
+  const int64_t bytes = Elements<>::bytes_apart(view);
+  return bytes >= 0 && bytes <= rules::kMaxStored;
+}
 
 /// Whether kernels for Plain may be used. In a large batch, fetching the instructions of the general kernel does not
 /// count.
@@ -188,16 +193,15 @@ void launch(const Replay& buffers, const Target& target, cudaStream_t stream) {
   const int64_t at_once = multiprocessors * (few ? kFewBlocksPerMultiprocessor : kBlocksPerMultiprocessor);
   const Grid lengths(bs, kTile, useful_token_blocks(capacity, bs), at_once);
   if (few) {
-    args.few = few_warps(bs, any_request, capacity, multiprocessors);
-    const int64_t warps = args.few.tokens + args.few.requests + args.few.rest;
-    args.length_blocks =
-        any_request || any_token ? static_cast<unsigned>(rules::ceil_div(warps, kFewBlock / kWarp)) : 0;
+    args.few = few_warps(bs, any_request, static_cast<bool>(buffers.extend_seq_lens), capacity, multiprocessors);
+    args.length_blocks = any_request || any_token ? args.few.all() / (kFewBlock / kWarp) : 0;
   } else {
     args.request_blocks = any_request ? 1 : 0;
     args.length_blocks = args.request_blocks + (any_token ? lengths.shares : 0);
   }
   if (table_rows > 0) {
-    // With the blocks of lengths, as many as run at once: one that has to wait for another would double the time.
+    // Not many more blocks than run at once, with those of lengths: one that has to wait for another takes twice the
+    // time.
     const int64_t limit = rules::max(at_once - int64_t{args.length_blocks} * lengths.rows, at_once / 2);
     const int64_t warps = threads / kWarp;
     int64_t own_blocks = 1;

@@ -74,6 +74,8 @@ struct FewWarps {
   unsigned token_shares = 0;  ///< warps that share the tokens of each request
   unsigned requests = 0;
   unsigned rest = 0;
+
+  unsigned all() const { return tokens + requests + rest; }
 };
 
 /// The warps that the tables of each request have to themselves; see replay_tables.cuh.

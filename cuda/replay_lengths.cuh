@@ -97,7 +97,7 @@ __device__ void fill_tokens(const Args<Form>& args, unsigned share) {
 }
 
 /// Both kinds for up to one warp's width of requests. Each request has a warp for its own values and warps for its
-/// tokens; the warps of the last block write what belongs to none.
+/// tokens; the rest of the warps write what belongs to none.
 template <class Form>
 __device__ void fill_few_lengths(const Args<Form>& args, unsigned warp) {
   constexpr bool kRagged = Form::kCounts == TokenCounts::ragged;

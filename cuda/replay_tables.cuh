@@ -1,12 +1,12 @@
 // The tables of replay.
 //
 // The live part of each request's rows is cut into units, of which one warp does one at a time: a span of slots, or of
-// pages. In ragged batches, a unit covers up to kUnitRows rows.
+// pages, of up to kUnitRows rows.
 //
-// Each request has warps of its own, one for each of its first units: they know what to read as soon as they know their
-// request. What a long request leaves over, all warps share: they form a ring, in which each request has a home, from
-// where those units go round. Homes are apart, so the units of like requests are spread evenly, those of a long request
-// over all warps, and no warp needs to know of the units of others.
+// Where arguments are Plain, each request has warps of its own, one for each of its first units: they know what to read
+// as soon as they know their request. What a long request leaves over, all warps share: they form a ring, in which each
+// request has a home, from where those units go round. Homes are apart, so the units of like requests are spread
+// evenly, those of a long request over all warps, and no warp needs to know of the units of others.
 #pragma once
 
 #include "replay_args.cuh"
@@ -146,7 +146,7 @@ struct PageUnit {
   }
 };
 
-/// The first unit that a warp does, in a batch of one tile: one of those that a request's own warps do. First come the
+/// The first unit that a warp does: one of those that a request's own warps do. First come the
 /// first warps of all requests, for these are busy where requests are short, each in another block than the one before.
 template <class Size, class Form>
 class OwnUnit {
@@ -335,7 +335,7 @@ __device__ void fill_found(const Args<Form>& args, const Found<Size, kTile>& fou
   }
 }
 
-/// The tables of any number of requests; in a batch of more than one tile, no warp has a request for its own.
+/// The tables of any number of requests. With kMany, no warp has a request for its own.
 template <class Size, class LeftSize, int kTile, bool kMany, class Form>
 __device__ void fill_tables(const Args<Form>& args, unsigned block) {
   __shared__ Found<LeftSize, kTile> found;

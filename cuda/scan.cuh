@@ -34,7 +34,7 @@ struct Elements {
   __device__ explicit operator bool() const { return data != nullptr; }
   __device__ int64_t operator[](int b) const {
     const Words words = read(b);
-    return static_cast<int64_t>(words.high) << 32 | words.low;
+    return static_cast<int64_t>(uint64_t{static_cast<uint32_t>(words.high)} << 32 | words.low);
   }
   /// rules::length32 of an element.
   __device__ uint32_t length32(int b) const {
