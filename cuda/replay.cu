@@ -2,7 +2,6 @@
 #include <cuda_runtime.h>
 
 #include <numeric>
-#include <type_traits>
 
 #include "check.h"
 #include "enqueue.cuh"
@@ -40,16 +39,16 @@ __global__ __launch_bounds__(kFewBlock) void replay_few_kernel(const __grid_cons
   }
 }
 
-template <class Form, bool kMany>
+template <class Form>
 __global__ __launch_bounds__(kTile,
                              kBlocksPerMultiprocessor) void replay_kernel(const __grid_constant__ Args<Form> args) {
   await_stream();
   if (blockIdx.x >= args.length_blocks) {
-    fill_tables<ManySize, LeftSize, kTile, kMany>(args, blockIdx.x - args.length_blocks);
+    fill_tables<ManySize, LeftSize, kTile>(args, blockIdx.x - args.length_blocks);
   } else if (blockIdx.x >= args.request_blocks) {
-    fill_tokens<kTile, kMany>(args, blockIdx.x - args.request_blocks);
+    fill_tokens<kTile>(args, blockIdx.x - args.request_blocks);
   } else {
-    fill_requests<kTile, kMany>(args);
+    fill_requests<kTile>(args);
   }
 }
 
@@ -61,9 +60,9 @@ const void* address(Kernel* kernel) {
 using Uniform = Plain<TokenCounts::uniform>;
 using Ragged = Plain<TokenCounts::ragged>;
 
-Kernels kernels(kOp, {address(replay_few_kernel<Uniform>), address(replay_kernel<Uniform, false>),
-                      address(replay_few_kernel<Ragged>), address(replay_kernel<Ragged, false>),
-                      address(replay_kernel<General, true>)});
+Kernels kernels(kOp,
+                {address(replay_few_kernel<Uniform>), address(replay_kernel<Uniform>),
+                 address(replay_few_kernel<Ragged>), address(replay_kernel<Ragged>), address(replay_kernel<General>)});
 
 /// Where the home of the second request of a tile is, as a part of 2**32 of the ring: homes are evenly spaced, and
 /// those of consecutive requests far apart.
@@ -99,7 +98,7 @@ template <class Form>
 int64_t most_left_units(const Args<Form>& args) {
   const Live widest = Live::of(args, static_cast<int32_t>(rules::kMaxStored));
   const int64_t each = LeftSize::slot_units(widest.slots) + LeftSize::page_units(widest.pages);
-  if constexpr (std::is_same_v<Form, General>) return each * (rules::min(args.bs, kTile) + args.table_rows / kUnitRows);
+  if constexpr (Form::kMany) return each * (rules::min(args.bs, kTile) + args.table_rows / kUnitRows);
   return Form::kCounts == TokenCounts::ragged ? each * (args.table_rows / kUnitRows) : 0;
 }
 
@@ -187,8 +186,7 @@ void launch(const Replay& buffers, const Target& target, cudaStream_t stream) {
                   buffers.cu_seqlens_k.data,
                   Rows<int32_t, Stride>(buffers.ctx_lens_2d)};
   if (!any_request && !any_token && table_rows == 0) return;
-  constexpr bool kMany = std::is_same_v<Form, General>;
-  const bool few = !kMany && bs <= kWarp;
+  const bool few = !Form::kMany && bs <= kWarp;
   const unsigned threads = few ? kFewBlock : kTile;
   const int64_t at_once = multiprocessors * (few ? kFewBlocksPerMultiprocessor : kBlocksPerMultiprocessor);
   const Grid lengths(bs, kTile, useful_token_blocks(capacity, bs), at_once);
@@ -205,7 +203,7 @@ void launch(const Replay& buffers, const Target& target, cudaStream_t stream) {
     const int64_t limit = rules::max(at_once - int64_t{args.length_blocks} * lengths.rows, at_once / 2);
     const int64_t warps = threads / kWarp;
     int64_t own_blocks = 1;
-    if constexpr (!kMany) {
+    if constexpr (!Form::kMany) {
       args.own = few ? own_warps<FewSize>(args, limit * warps) : own_warps<ManySize>(args, limit * warps);
       own_blocks = rules::ceil_div(args.own.each * bs, warps);
     }
@@ -213,13 +211,10 @@ void launch(const Replay& buffers, const Target& target, cudaStream_t stream) {
     args.table_blocks = static_cast<unsigned>(rules::max(own_blocks, left.shares));
   }
   const dim3 grid(args.length_blocks + args.table_blocks, lengths.rows);
-  if constexpr (kMany) {
-    enqueue(kOp, replay_kernel<Form, true>, grid, threads, target, stream, args);
-  } else if (few) {
-    enqueue(kOp, replay_few_kernel<Form>, grid, threads, target, stream, args);
-  } else {
-    enqueue(kOp, replay_kernel<Form, false>, grid, threads, target, stream, args);
+  if constexpr (!Form::kMany) {
+    if (few) return enqueue(kOp, replay_few_kernel<Form>, grid, threads, target, stream, args);
   }
+  enqueue(kOp, replay_kernel<Form>, grid, threads, target, stream, args);
 }
 
 }  // namespace

@@ -22,6 +22,7 @@ struct Plain {
   using Stride = uint32_t;
   static constexpr TokenCounts kCounts = kValue;
   static constexpr bool kAligned = true;
+  static constexpr bool kMany = false;  ///< more than one tile of requests
 };
 
 /// All others.
@@ -30,6 +31,7 @@ struct General {
   using Stride = uint64_t;
   static constexpr TokenCounts kCounts = TokenCounts::either;
   static constexpr bool kAligned = false;
+  static constexpr bool kMany = true;
 };
 
 /// A table; without rows where it is absent.
@@ -135,21 +137,10 @@ struct Args {
   /// KV length that the first token of a request sees.
   __device__ int32_t first(int b) const {
     if constexpr (Form::kCounts == TokenCounts::uniform) {
-      return rules::adjusted(seq_lens.length32(b), uncounted + 1 - uniform_tokens);
+      return rules::first_seqlen_of_uniform(seq_lens.length32(b), uncounted, uniform_tokens);
     }
     const int64_t added = ragged() ? rules::length(extend_seq_lens[b]) : int64_t{uniform_tokens};
     return rules::first_seqlen(rules::length(seq_lens[b]), uncounted, added);
-  }
-  /// Whether a request has more rows than a unit covers.
-  __device__ bool is_tall(int32_t tokens) const {
-    return Form::kCounts != TokenCounts::uniform && __builtin_expect(tokens > kUnitRows, false);
-  }
-  /// Whether a request's own warps leave units over.
-  __device__ bool leaves_units(int32_t kv, int32_t tokens) const { return kv > own.kv || is_tall(tokens); }
-  /// How far on a ring `position` is from the home of request `i` of its tile.
-  __device__ int ring_distance(int i, int position, int ring) const {
-    const int distance = position - static_cast<int>(__umulhi(static_cast<uint32_t>(i) * home_step, ring));
-    return distance < 0 ? distance + ring : distance;
   }
   __device__ int32_t uniform_tokens_before(int b) const {
     if constexpr (Form::kCounts == TokenCounts::uniform) return b * uniform_tokens;

@@ -6,8 +6,9 @@
 namespace nsa_kernel::cuda {
 
 /// One value a request; one block a tile.
-template <int kTile, bool kMany, class Form>
+template <int kTile, class Form>
 __device__ void fill_requests(const Args<Form>& args) {
+  constexpr bool kMany = Form::kMany;
   __shared__ typename RunningScan<kTile, kMany, 1>::Shared shared;
   RunningScan<kTile, kMany, 1> scan(shared);
   for_each_tile<kTile, kMany>(args.bs, 0, 1, [&](const Tile& tile) {
@@ -36,8 +37,9 @@ struct ReplayTokens {
 };
 
 /// One value a token; the blocks of a tile share its tokens.
-template <int kTile, bool kMany, class Form>
+template <int kTile, class Form>
 __device__ void fill_tokens(const Args<Form>& args, unsigned share) {
+  constexpr bool kMany = Form::kMany;
   enum Sum { kClipped, kCount };
   constexpr int kSums = Form::kCounts == TokenCounts::uniform ? 1 : 2;  // uniform tokens are counted without a sum
   constexpr bool kUpToShort = Form::kCounts == TokenCounts::uniform;

@@ -38,6 +38,31 @@ struct Live {
   }
 };
 
+/// Whether a request has more rows than a unit covers.
+template <class Form>
+__device__ bool is_tall(const Args<Form>&, int32_t tokens) {
+  return Form::kCounts != TokenCounts::uniform && __builtin_expect(tokens > kUnitRows, false);
+}
+
+/// Whether a request's own warps leave units over.
+template <class Form>
+__device__ bool leaves_units(const Args<Form>& args, int32_t kv, int32_t tokens) {
+  return kv > args.own.kv || is_tall(args, tokens);
+}
+
+/// How far on a ring `position` is from the home of request `place` of its tile.
+template <class Form>
+__device__ int ring_distance(const Args<Form>& args, int place, int position, int ring) {
+  const int distance = position - static_cast<int>(__umulhi(static_cast<uint32_t>(place) * args.home_step, ring));
+  return distance < 0 ? distance + ring : distance;
+}
+
+/// A warp among those of all blocks that write tables: neighbours are in other blocks.
+template <class Form>
+__device__ int table_warp(const Args<Form>& args, unsigned block) {
+  return threadIdx.x / kWarp * args.table_blocks + block;
+}
+
 /// A request's row of req_to_token. Outside the pool it holds zeros.
 struct Source {
   const int32_t* row;
@@ -152,7 +177,7 @@ template <class Size, class Form>
 class OwnUnit {
  public:
   __device__ OwnUnit(const Args<Form>& args, unsigned block) : args_(args) {
-    const int warp = threadIdx.x / kWarp * args.table_blocks + block;
+    const int warp = table_warp(args, block);
     place_ = args.bs_divisor.quotient(warp);
     request_ = warp - place_ * args.bs;
   }
@@ -162,7 +187,7 @@ class OwnUnit {
   /// Starts to read. A tall request has no units of its own.
   __device__ void load(int32_t kv, int64_t index, int32_t tokens) {
     tokens_ = tokens;
-    if (place_ >= args_.own.each || tokens <= 0 || args_.is_tall(tokens)) kv = 0;
+    if (place_ >= args_.own.each || tokens <= 0 || is_tall(args_, tokens)) kv = 0;
     const Source source(args_, index);
     of_slots_ = place_ < args_.own.slot_warps;
     if (of_slots_) {
@@ -214,7 +239,7 @@ struct alignas(16) LeftUnits {
   __device__ LeftUnits(const Args<Form>& args, int32_t kv, int64_t pool_index, int32_t tokens)
       : index(pool_index), rows(min(tokens, args.table_rows)) {
     const Live live = Live::of(args, kv);
-    const bool tall = args.is_tall(tokens);
+    const bool tall = is_tall(args, tokens);
     slots = live.slots;
     pages = live.pages;
     first_slot = tall ? 0 : min(args.own.slots, slots);
@@ -242,7 +267,7 @@ struct alignas(16) LeftUnits {
   template <class Form>
   __device__ void fill(const Args<Form>& args, int32_t row, int32_t unit) const {
     int32_t part_rows = rows;
-    if (args.is_tall(rows)) {
+    if (is_tall(args, rows)) {
       const int32_t each = slot_units() + page_units();
       const int32_t part = unit / each;
       unit -= part * each;
@@ -291,10 +316,10 @@ __device__ void fill_few_tables(const Args<Form>& args, unsigned block) {
     if (!args.ragged()) return args.uniform_tokens_before(request);
     return warp_sum(lane < request ? tokens_seen : 0);
   };
-  if (__any_sync(kAllLanes, args.leaves_units(kv_seen, tokens_seen))) {
+  if (__any_sync(kAllLanes, leaves_units(args, kv_seen, tokens_seen))) {
     const LeftUnits<LeftSize> left(args, kv_seen, args.req_pool_indices[seen], lane <= last ? tokens_seen : 0);
     const int ring = args.table_blocks * (blockDim.x / kWarp);
-    const int unit = args.ring_distance(lane, threadIdx.x / kWarp * args.table_blocks + block, ring);
+    const int unit = ring_distance(args, lane, table_warp(args, block), ring);
 #pragma unroll 1
     for (unsigned found = __ballot_sync(kAllLanes, unit < left.count); found != 0; found &= found - 1) {
       const int of = __ffs(found) - 1;
@@ -335,9 +360,10 @@ __device__ void fill_found(const Args<Form>& args, const Found<Size, kTile>& fou
   }
 }
 
-/// The tables of any number of requests. With kMany, no warp has a request for its own.
-template <class Size, class LeftSize, int kTile, bool kMany, class Form>
+/// The tables of any number of requests. Of many, no warp has one for its own.
+template <class Size, class LeftSize, int kTile, class Form>
 __device__ void fill_tables(const Args<Form>& args, unsigned block) {
+  constexpr bool kMany = Form::kMany;
   __shared__ Found<LeftSize, kTile> found;
   __shared__ typename SumBefore<kTile, kMany>::Shared shared;
   SumBefore<kTile, kMany> rows(shared);
@@ -359,9 +385,9 @@ __device__ void fill_tables(const Args<Form>& args, unsigned block) {
     if (threadIdx.x == 0) found.count = 0;
     __syncthreads();
     if constexpr (!kMany) own.load(kv, index, tokens);
-    if (mine && args.leaves_units(kv_seen, tokens_seen)) {
+    if (mine && leaves_units(args, kv_seen, tokens_seen)) {
       const LeftUnits<LeftSize> left(args, kv_seen, index_seen, tokens_seen);
-      const int unit = args.ring_distance(threadIdx.x, block, args.table_blocks);
+      const int unit = ring_distance(args, threadIdx.x, block, args.table_blocks);
       if (unit < left.count) {
         const int i = atomicAdd(&found.count, 1);
         found.left[i] = left;

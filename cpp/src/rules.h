@@ -40,6 +40,11 @@ constexpr int32_t first_seqlen(int64_t seq_len, int32_t uncounted, int64_t q) {
   return saturated(max(min(seq_len - q, kMaxStored) + uncounted + 1, -kMaxStored));
 }
 
+/// The same where q is a number of the host.
+constexpr int32_t first_seqlen_of_uniform(uint32_t seq_len, int32_t uncounted, int32_t q) {
+  return adjusted(seq_len, uncounted + 1 - q);
+}
+
 /// KV length that token `j` sees.
 constexpr int32_t expanded_seqlen(int32_t first, int32_t j) {
   if (first >= 0) return saturating_add(first, j);
