@@ -1,6 +1,6 @@
 // What page tables cost at least: kernels that are told all that a refresh has to find out.
 //
-//     nvcc -std=c++17 -O3 -arch=native -o build/floors benchmarks/floors.cu && build/floors
+//     mkdir -p build && nvcc -std=c++17 -O3 -arch=native -o build/floors benchmarks/floors.cu && build/floors
 //
 // The host lists the work of each warp: which slots of which row of the pool go to which rows of the tables. The device
 // reads one entry of the list, copies, and does nothing else: no lengths, no sums, no check. Beside it stands the copy
