@@ -349,7 +349,7 @@ template <class Size, int kTile, class Form, class RowOf>
 __device__ void fill_found(const Args<Form>& args, const Found<Size, kTile>& found, RowOf row_of) {
   constexpr int kWarpsLog2 = log2_of(kTile / kWarp);
   const int warp = kTile / kWarp - 1 - threadIdx.x / kWarp, ring = args.table_blocks;
-  const int each_log2 = max(kWarpsLog2 - (kWarp - __clz(max(found.count, 1) - 1)), 0);
+  const int each_log2 = max(kWarpsLog2 - (kWarp - __clz(found.count - 1)), 0);
   const int step = ring << each_log2, first = (warp & ((1 << each_log2) - 1)) * ring;
 #pragma unroll 1
   for (int i = warp >> each_log2; i < found.count; i += 1 << kWarpsLog2 >> each_log2) {
