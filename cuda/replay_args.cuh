@@ -89,30 +89,32 @@ struct OwnWarps {
   int32_t kv = 0;          ///< KV entries up to which they are enough
 };
 
+/// Arguments are fetched by lines of 64 bytes, one after the other: what a warp of tables reads first stands first.
 template <class Form>
 struct Args {
-  Elements<typename Form::Step> seq_lens;
-  Elements<typename Form::Step> req_pool_indices;
-  Elements<typename Form::Step> extend_seq_lens;  ///< given: tokens are ragged
+  // Blocks of a row of the grid: first those that write lengths, then those that write tables.
+  unsigned length_blocks;
+  unsigned table_blocks;
   int32_t bs;
   rules::Divisor bs_divisor;
   int32_t uniform_tokens;  ///< tokens of each request, where they are not ragged
-  int32_t uncounted;       ///< tokens of each request that seq_lens does not count yet
-  // Blocks of a row of the grid: first those that write lengths, then those that write tables.
-  unsigned length_blocks;
-  unsigned request_blocks;  ///< length blocks that write one value a request, where requests are many
-  unsigned table_blocks;
-  FewWarps few;
+  Elements<typename Form::Step> seq_lens;
+  Elements<typename Form::Step> req_pool_indices;
+  Elements<typename Form::Step> extend_seq_lens;  ///< given: tokens are ragged
+  int32_t uncounted;                              ///< tokens of each request that seq_lens does not count yet
   // Tables.
   OwnWarps own;
-  int32_t table_rows;  ///< rows of the longer table
   Rows<const int32_t, typename Form::Stride> req_to_token;
   Rows<int32_t, typename Form::Stride> page_table;
   Rows<int32_t, typename Form::Stride> real_page_table;
   int32_t page_size;
   rules::Divisor page_size_divisor;
+  int32_t table_rows;  ///< rows of the longer table
   uint32_t home_step;  ///< between the homes of two requests of a tile, as a part of 2**32 of the ring
   bool aligned;        ///< every row of req_to_token and page_table starts at a multiple of 16 bytes
+  // Lengths.
+  unsigned request_blocks;  ///< length blocks that write one value a request, where requests are many
+  FewWarps few;
   // One value a token.
   int32_t topk;
   int32_t capacity;  ///< tokens that the longest of these outputs holds

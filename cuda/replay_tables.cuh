@@ -9,6 +9,8 @@
 // evenly, those of a long request over all warps, and no warp needs to know of the units of others.
 #pragma once
 
+#include <type_traits>
+
 #include "replay_args.cuh"
 
 namespace nsa_kernel::cuda {
@@ -31,10 +33,16 @@ struct Live {
   int32_t pages;
 
   template <class Form>
+  static constexpr int32_t slots_of(const Args<Form>& args, int32_t kv) {
+    return rules::live_slots(kv, args.req_to_token.width, args.page_table.width);
+  }
+  template <class Form>
+  static constexpr int32_t pages_of(const Args<Form>& args, int32_t kv) {
+    return rules::live_pages(kv, args.req_to_token.width, args.real_page_table.width, args.page_size_divisor);
+  }
+  template <class Form>
   static constexpr Live of(const Args<Form>& args, int32_t kv) {
-    const int32_t width = args.req_to_token.width;
-    return {rules::live_slots(kv, width, args.page_table.width),
-            rules::live_pages(kv, width, args.real_page_table.width, args.page_size_divisor)};
+    return {slots_of(args, kv), pages_of(args, kv)};
   }
 };
 
@@ -74,6 +82,15 @@ struct Source {
         in_pool(static_cast<uint64_t>(index) < static_cast<uint64_t>(args.req_to_token.rows)) {}
 };
 
+/// Calls `store(out)` with the start of each of the `rows` rows from `row` on that the table has.
+template <class Table, class Store>
+__device__ void for_each_row(const Table& table, int32_t row, int32_t rows, Store store) {
+  int32_t* out = table.row(row);
+  rows = min(rows, table.rows - row);
+#pragma unroll 1
+  for (; rows > 0; --rows, out = table.below(out)) store(out);
+}
+
 /// Elements begin .. end-1 of the live part of a request's row, in the registers of a warp: 16 bytes an access, but for
 /// up to three elements at the end. Rows are aligned, and so is `begin`.
 template <int kVectors>
@@ -97,16 +114,13 @@ struct SlotUnit {
 
   template <class Table>
   __device__ void store(const Table& table, int32_t row, int32_t rows, unsigned begin, unsigned end) const {
-    int32_t* out = table.row(row);
-    rows = min(rows, table.rows - row);
-#pragma unroll 1
-    for (; rows > 0; --rows, out = table.below(out)) {
+    for_each_row(table, row, rows, [&](int32_t* out) {
 #pragma unroll
       for (int i = 0; i < kVectors; ++i) {
         if (at(begin, i) + 4 <= end) *reinterpret_cast<int4*>(out + at(begin, i)) = vectors[i];
       }
       if (has_last(end)) out[at_last(end)] = last;
-    }
+    });
   }
 };
 
@@ -126,15 +140,12 @@ struct OddSlotUnit {
 
   template <class Table>
   __device__ void store(const Table& table, int32_t row, int32_t rows, unsigned begin, unsigned end) const {
-    int32_t* out = table.row(row);
-    rows = min(rows, table.rows - row);
-#pragma unroll 1
-    for (; rows > 0; --rows, out = table.below(out)) {
+    for_each_row(table, row, rows, [&](int32_t* out) {
 #pragma unroll
       for (int i = 0; i < kSlots; ++i) {
         if (at(begin, i) < end) out[at(begin, i)] = slots[i];
       }
-    }
+    });
   }
 };
 
@@ -159,53 +170,50 @@ struct PageUnit {
     int32_t pages[kPages];
 #pragma unroll
     for (int i = 0; i < kPages; ++i) pages[i] = rules::page_id(slots[i], page_size);
-    int32_t* out = table.row(row);
-    rows = min(rows, table.rows - row);
-#pragma unroll 1
-    for (; rows > 0; --rows, out = table.below(out)) {
+    for_each_row(table, row, rows, [&](int32_t* out) {
 #pragma unroll
       for (int i = 0; i < kPages; ++i) {
         if (at(begin, i) < end) out[at(begin, i)] = pages[i];
       }
-    }
+    });
   }
 };
 
-/// The first unit that a warp does: one of those that a request's own warps do. First come the
-/// first warps of all requests, for these are busy where requests are short, each in another block than the one before.
+/// The first unit that a warp does: one of those that a request's own warps do. First come the first warps of all
+/// requests, for these are busy where requests are short, each in another block than the one before.
 template <class Size, class Form>
 class OwnUnit {
  public:
-  __device__ OwnUnit(const Args<Form>& args, unsigned block) : args_(args) {
-    const int warp = table_warp(args, block);
-    place_ = args.bs_divisor.quotient(warp);
-    request_ = warp - place_ * args.bs;
-  }
+  /// Starts to read what the request is.
+  __device__ OwnUnit(const Args<Form>& args, unsigned block)
+      : args_(args),
+        place_(args.bs_divisor.quotient(table_warp(args, block))),
+        request_(table_warp(args, block) - place_ * args.bs),
+        kv_(args.kv(request_)),
+        index_(args.req_pool_indices[request_]),
+        tokens_(args.tokens(request_)) {}
 
-  __device__ int request() const { return request_; }
-
-  /// Starts to read. A tall request has no units of its own.
-  __device__ void load(int32_t kv, int64_t index, int32_t tokens) {
-    tokens_ = tokens;
-    if (place_ >= args_.own.each || tokens <= 0 || is_tall(args_, tokens)) kv = 0;
-    const Source source(args_, index);
+  /// Starts to read the unit. A tall request has no units of its own.
+  __device__ void load() {
+    const int32_t kv = place_ >= args_.own.each || tokens_ <= 0 || is_tall(args_, tokens_) ? 0 : kv_;
+    const Source source(args_, index_);
     of_slots_ = place_ < args_.own.slot_warps;
     if (of_slots_) {
       begin_ = place_ * Size::kUnitSlots;
-      end_ = min(begin_ + Size::kUnitSlots, rules::live_slots(kv, args_.req_to_token.width, args_.page_table.width));
+      end_ = min(begin_ + Size::kUnitSlots, Live::slots_of(args_, kv));
       if (begin_ < end_) slots_.load(source, begin_, end_);
     } else {
       begin_ = (place_ - args_.own.slot_warps) * Size::kUnitPages;
-      end_ = min(begin_ + Size::kUnitPages, Live::of(args_, kv).pages);
+      end_ = min(begin_ + Size::kUnitPages, Live::pages_of(args_, kv));
       if (begin_ < end_) pages_.load(source, begin_, end_, args_.page_size);
     }
   }
 
-  /// Whether there is anything to write.
-  __device__ bool busy() const { return begin_ < end_; }
-
-  /// `row` is that of the request's first token.
-  __device__ void store(int32_t row) const {
+  /// `row_of(b)` is the row of the first token of request b.
+  template <class RowOf>
+  __device__ void store(RowOf row_of) const {
+    if (begin_ >= end_) return;
+    const int32_t row = row_of(request_);
     if (of_slots_) {
       slots_.store(args_.page_table, row, tokens_, begin_, end_);
     } else {
@@ -215,13 +223,24 @@ class OwnUnit {
 
  private:
   const Args<Form>& args_;
-  int request_;
   int place_;  ///< of the warp among those of the request
-  bool of_slots_;
+  int request_;
+  int32_t kv_;
+  int64_t index_;
   int32_t tokens_;
+  bool of_slots_;
   int begin_, end_;
   SlotUnit<Size::kVectors> slots_;
   PageUnit<Size::kPages> pages_;
+};
+
+/// Of many requests, no warp has one for its own.
+struct NoUnit {
+  template <class Form>
+  __device__ NoUnit(const Args<Form>&, unsigned) {}
+  __device__ void load() {}
+  template <class RowOf>
+  __device__ void store(RowOf) const {}
 };
 
 /// What a request's own warps leave over: slots first_slot .. slots-1 and pages first_page .. pages-1 of its rows.
@@ -304,14 +323,11 @@ struct alignas(16) LeftUnits {
 /// The tables of up to one warp's width of requests, each of which every warp sees in one of its lanes.
 template <class Size, class LeftSize, class Form>
 __device__ void fill_few_tables(const Args<Form>& args, unsigned block) {
-  OwnUnit<Size, Form> own(args, block);
-  const int lane = threadIdx.x % kWarp, last = args.bs - 1;
-  const int b = own.request(), seen = min(lane, last);
+  const int lane = threadIdx.x % kWarp, last = args.bs - 1, seen = min(lane, last);
   // All that does not wait for another read is read first.
-  const int32_t kv = args.kv(b);
-  const int64_t index = args.req_pool_indices[b];
+  OwnUnit<Size, Form> own(args, block);
   const int32_t kv_seen = args.kv(seen), tokens_seen = args.tokens(seen);
-  own.load(kv, index, args.ragged() ? __shfl_sync(kAllLanes, tokens_seen, b) : args.uniform_tokens);
+  own.load();
   const auto row_of = [&](int request) {
     if (!args.ragged()) return args.uniform_tokens_before(request);
     return warp_sum(lane < request ? tokens_seen : 0);
@@ -329,7 +345,7 @@ __device__ void fill_few_tables(const Args<Form>& args, unsigned block) {
       for (int u = __shfl_sync(kAllLanes, unit, of); u < left_of.count; u += ring) left_of.fill(args, row, u);
     }
   }
-  if (own.busy()) own.store(row_of(b));
+  own.store(row_of);
 }
 
 constexpr int log2_of(int power_of_two) { return power_of_two == 1 ? 0 : 1 + log2_of(power_of_two / 2); }
@@ -360,7 +376,7 @@ __device__ void fill_found(const Args<Form>& args, const Found<Size, kTile>& fou
   }
 }
 
-/// The tables of any number of requests. Of many, no warp has one for its own.
+/// The tables of any number of requests.
 template <class Size, class LeftSize, int kTile, class Form>
 __device__ void fill_tables(const Args<Form>& args, unsigned block) {
   constexpr bool kMany = Form::kMany;
@@ -368,23 +384,15 @@ __device__ void fill_tables(const Args<Form>& args, unsigned block) {
   __shared__ typename SumBefore<kTile, kMany>::Shared shared;
   SumBefore<kTile, kMany> rows(shared);
   for_each_tile<kTile, kMany>(args.bs, 0, 1, [&](const Tile& tile) {
-    OwnUnit<Size, Form> own(args, block);
-    const int b = own.request();
     const bool mine = threadIdx.x < tile.requests;
     const int seen = mine ? tile.begin + static_cast<int>(threadIdx.x) : 0;
     // All that does not wait for another read is read first.
-    int32_t kv = 0, tokens = 0;
-    int64_t index = 0;
-    if constexpr (!kMany) {
-      kv = args.kv(b);
-      index = args.req_pool_indices[b];
-      tokens = args.tokens(b);
-    }
+    std::conditional_t<kMany, NoUnit, OwnUnit<Size, Form>> own(args, block);
     const int32_t kv_seen = args.kv(seen), tokens_seen = mine ? args.tokens(seen) : 0;
     const int64_t index_seen = args.req_pool_indices[seen];
     if (threadIdx.x == 0) found.count = 0;
     __syncthreads();
-    if constexpr (!kMany) own.load(kv, index, tokens);
+    own.load();
     if (mine && leaves_units(args, kv_seen, tokens_seen)) {
       const LeftUnits<LeftSize> left(args, kv_seen, index_seen, tokens_seen);
       const int unit = ring_distance(args, threadIdx.x, block, args.table_blocks);
@@ -401,11 +409,8 @@ __device__ void fill_tables(const Args<Form>& args, unsigned block) {
       return args.ragged() ? rows.before(request) : args.uniform_tokens_before(tile.begin + request);
     };
     if (found.count > 0) fill_found(args, found, row_of);
-    if constexpr (kMany) {
-      __syncthreads();
-    } else {
-      if (own.busy()) own.store(row_of(b));
-    }
+    own.store(row_of);
+    if constexpr (kMany) __syncthreads();
   });
 }
 
