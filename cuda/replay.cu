@@ -19,8 +19,8 @@ constexpr const char* kOp = "fill_replay_metadata";
 
 // Up to one warp's width of requests.
 constexpr int kFewBlock = 128;
-constexpr int kFewBlocksPerMultiprocessor = 4;
-using FewSize = UnitSize<2, 1>;
+constexpr int kFewBlocksPerMultiprocessor = 5;
+using FewSize = UnitSize<4, 2>;
 // More.
 constexpr int kTile = 512;
 constexpr int kBlocksPerMultiprocessor = 2;
