@@ -19,13 +19,13 @@ constexpr const char* kOp = "fill_replay_metadata";
 
 // Up to one warp's width of requests.
 constexpr int kFewBlock = 128;
-constexpr int kFewBlocksPerMultiprocessor = 5;
-using FewSize = UnitSize<4, 2>;
+constexpr int kFewBlocksPerMultiprocessor = 6;
 // More.
 constexpr int kTile = 512;
 constexpr int kBlocksPerMultiprocessor = 2;
-using ManySize = UnitSize<3, 2>;
-// What is left over of either. ReplayPlan refuses tables that would have more than 2**31 of these units.
+// The units that requests have warps of their own for, and those that are left over. ReplayPlan refuses tables that
+// would have more than 2**31 of the latter.
+using OwnSize = UnitSize<3, 2>;
 using LeftSize = UnitSize<2, 1>;
 static_assert(LeftSize::kUnitSlots >= 256 && LeftSize::kUnitPages >= 32 && kUnitRows >= 16);
 
@@ -33,7 +33,7 @@ template <class Form>
 __global__ __launch_bounds__(kFewBlock) void replay_few_kernel(const __grid_constant__ Args<Form> args) {
   await_stream();
   if (blockIdx.x >= args.length_blocks) {
-    fill_few_tables<FewSize, LeftSize>(args, blockIdx.x - args.length_blocks);
+    fill_few_tables<OwnSize, LeftSize>(args, blockIdx.x - args.length_blocks);
   } else {
     fill_few_lengths(args, blockIdx.x * (kFewBlock / kWarp) + threadIdx.x / kWarp);
   }
@@ -44,7 +44,7 @@ __global__ __launch_bounds__(kTile,
                              kBlocksPerMultiprocessor) void replay_kernel(const __grid_constant__ Args<Form> args) {
   await_stream();
   if (blockIdx.x >= args.length_blocks) {
-    fill_tables<ManySize, LeftSize, kTile>(args, blockIdx.x - args.length_blocks);
+    fill_tables<OwnSize, LeftSize, kTile>(args, blockIdx.x - args.length_blocks);
   } else if (blockIdx.x >= args.request_blocks) {
     fill_tokens<kTile>(args, blockIdx.x - args.request_blocks);
   } else {
@@ -204,7 +204,7 @@ void launch(const Replay& buffers, const Target& target, cudaStream_t stream) {
     const int64_t warps = threads / kWarp;
     int64_t own_blocks = 1;
     if constexpr (!Form::kMany) {
-      args.own = few ? own_warps<FewSize>(args, limit * warps) : own_warps<ManySize>(args, limit * warps);
+      args.own = own_warps<OwnSize>(args, limit * warps);
       own_blocks = rules::ceil_div(args.own.each * bs, warps);
     }
     const Grid left(bs, kTile, rules::ceil_div(most_left_units(args), warps), limit);
