@@ -17,15 +17,18 @@ namespace {
 
 constexpr const char* kOp = "fill_replay_metadata";
 
-// Up to one warp's width of requests.
+// Up to one warp's width of requests. Large tables take least time where each unit has a warp of its own, small ones
+// where units are small.
 constexpr int kFewBlock = 128;
-constexpr int kFewBlocksPerMultiprocessor = 6;
+template <class Form>
+constexpr int kFewBlocksPerMultiprocessor = Form::kCounts == TokenCounts::ragged ? 5 : 6;
+template <class Form>
+using FewSize = UnitSize<Form::kCounts == TokenCounts::ragged ? 4 : 3, 2>;
 // More.
 constexpr int kTile = 512;
 constexpr int kBlocksPerMultiprocessor = 2;
-// The units that requests have warps of their own for, and those that are left over. ReplayPlan refuses tables that
-// would have more than 2**31 of the latter.
-using OwnSize = UnitSize<3, 2>;
+using ManySize = UnitSize<3, 2>;
+// What is left over of either. ReplayPlan refuses tables that would have more than 2**31 of these units.
 using LeftSize = UnitSize<2, 1>;
 static_assert(LeftSize::kUnitSlots >= 256 && LeftSize::kUnitPages >= 32 && kUnitRows >= 16);
 
@@ -33,7 +36,7 @@ template <class Form>
 __global__ __launch_bounds__(kFewBlock) void replay_few_kernel(const __grid_constant__ Args<Form> args) {
   await_stream();
   if (blockIdx.x >= args.length_blocks) {
-    fill_few_tables<OwnSize, LeftSize>(args, blockIdx.x - args.length_blocks);
+    fill_few_tables<FewSize<Form>, LeftSize>(args, blockIdx.x - args.length_blocks);
   } else {
     fill_few_lengths(args, blockIdx.x * (kFewBlock / kWarp) + threadIdx.x / kWarp);
   }
@@ -44,7 +47,7 @@ __global__ __launch_bounds__(kTile,
                              kBlocksPerMultiprocessor) void replay_kernel(const __grid_constant__ Args<Form> args) {
   await_stream();
   if (blockIdx.x >= args.length_blocks) {
-    fill_tables<OwnSize, LeftSize, kTile>(args, blockIdx.x - args.length_blocks);
+    fill_tables<ManySize, LeftSize, kTile>(args, blockIdx.x - args.length_blocks);
   } else if (blockIdx.x >= args.request_blocks) {
     fill_tokens<kTile>(args, blockIdx.x - args.request_blocks);
   } else {
@@ -188,7 +191,7 @@ void launch(const Replay& buffers, const Target& target, cudaStream_t stream) {
   if (!any_request && !any_token && table_rows == 0) return;
   const bool few = !Form::kMany && bs <= kWarp;
   const unsigned threads = few ? kFewBlock : kTile;
-  const int64_t at_once = multiprocessors * (few ? kFewBlocksPerMultiprocessor : kBlocksPerMultiprocessor);
+  const int64_t at_once = multiprocessors * (few ? kFewBlocksPerMultiprocessor<Form> : kBlocksPerMultiprocessor);
   const Grid lengths(bs, kTile, useful_token_blocks(capacity, bs), at_once);
   if (few) {
     args.few = few_warps(bs, any_request, static_cast<bool>(buffers.extend_seq_lens), capacity, multiprocessors);
@@ -204,7 +207,7 @@ void launch(const Replay& buffers, const Target& target, cudaStream_t stream) {
     const int64_t warps = threads / kWarp;
     int64_t own_blocks = 1;
     if constexpr (!Form::kMany) {
-      args.own = own_warps<OwnSize>(args, limit * warps);
+      args.own = few ? own_warps<FewSize<Form>>(args, limit * warps) : own_warps<ManySize>(args, limit * warps);
       own_blocks = rules::ceil_div(args.own.each * bs, warps);
     }
     const Grid left(bs, kTile, rules::ceil_div(most_left_units(args), warps), limit);
