@@ -1,0 +1,152 @@
+"""The CUDA sources on a machine without a GPU: each thread takes its turn, and the result is held to the same oracle.
+
+Every block runs alone, its warps and lanes in a random order. Threads that meet others at different places, or wait for
+some that never come, are an error. What only a GPU shows, races and its own instructions, is left to it.
+"""
+
+import ctypes
+import os
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import test_draft_extend
+import test_replay
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+COMPILER = shutil.which("g++") or shutil.which("c++")
+FLAGS = ["-std=c++17", "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas"]
+UNUSED = ["-ffunction-sections", "-Wl,--gc-sections"]  # what waits for a device is not there
+STACKS = ["-U_FORTIFY_SOURCE"]  # a checked longjmp takes them for one
+SOURCES = ["tests/emulation/entry.cpp", "tests/emulation/machine.cpp", "cpp/src/draft_extend.cpp", "cpp/src/replay.cpp"]
+KERNELS = ["cuda/draft_extend.cu", "cuda/replay.cu"]
+FOLDERS = ["tests/emulation", "cuda", "cpp/src", "cpp/include"]
+
+pytestmark = [
+    pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler"),
+    pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer takes threads for one stack"),
+]
+
+
+class Array(ctypes.Structure):
+    """An argument as `emulation/entry.cpp` reads it."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        *[(name, ctypes.c_int64) for name in ("size", "cols", "stride", "is_int64")],
+    )
+
+
+def as_array(tensor):
+    if tensor is None:
+        return Array()
+    # The address of an empty array means nothing, but it was given.
+    address, rows = tensor.data_ptr() or Array.size.offset, tensor.shape[0]
+    cols = tensor.shape[1] if tensor.dim() == 2 else 1
+    stride = tensor.stride(0) if rows > 1 or tensor.dim() == 2 else 1
+    return Array(address, rows, cols, stride, tensor.dtype == torch.int64)
+
+
+class Machine:
+    """A device of so many multiprocessors; `seed` decides who takes which turn."""
+
+    VARIANTS = ("basic", "adaptive", "optimized")
+    MODES = ("decode", "target_verify", "draft_extend")
+    REPLAY_ARRAYS = (
+        *("seq_lens", "req_pool_indices", "req_to_token", "extend_seq_lens", "cache_seqlens", "cu_seqlens_k"),
+        *("seqlens_expanded", "nsa_cache_seqlens", "nsa_cu_seqlens_k", "page_table", "real_page_table"),
+        *("ctx_lens_2d", "num_tokens"),
+    )
+
+    def __init__(self, library, multiprocessors, seed=0):
+        self.library, self.where = library, (multiprocessors, ctypes.c_uint64(seed))
+
+    def draft_extend(self, arrays, outputs, variant):
+        arguments = [as_array(tensor) for tensor in (*arrays[:2], *outputs)]
+        number = self.VARIANTS.index(variant)
+        self._call(self.library.draft_extend, number, ctypes.c_int64(arrays[2]), arguments=arguments)
+
+    def replay(self, mode, arguments):
+        numbers = [arguments["nsa_index_topk"], arguments.get("num_draft_tokens", -1), arguments.get("page_size", 1)]
+        arrays = [as_array(arguments.get(name)) for name in self.REPLAY_ARRAYS]
+        self._call(self.library.replay, self.MODES.index(mode), *map(ctypes.c_int64, numbers), arguments=arrays)
+
+    def _call(self, function, *numbers, arguments):
+        function.restype = ctypes.c_char_p
+        error = function(*self.where, *numbers, (Array * len(arguments))(*arguments))
+        assert error is None, error.decode()
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory):
+    target = tmp_path_factory.mktemp("emulation") / "kernels.so"
+    command = [COMPILER, *FLAGS, *UNUSED, *STACKS, *(f"-I{folder}" for folder in FOLDERS), "-o", target, *SOURCES]
+    done = subprocess.run([*command, "-x", "c++", *KERNELS], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return ctypes.CDLL(str(target))
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 3, 20])
+@pytest.mark.parametrize("variant", test_draft_extend.VARIANTS)
+def test_draft_extend_by_name(library, variant, multiprocessors):
+    way = Machine(library, multiprocessors).draft_extend
+    for case in test_draft_extend.NAMED_CASES.values():
+        test_draft_extend.check(**case, device="cpu", variant=variant, way=way)
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 3, 20])
+@pytest.mark.parametrize("case", test_replay.NAMED_CASES.values(), ids=test_replay.NAMED_CASES.keys())
+def test_replay_by_name(library, case, multiprocessors):
+    test_replay.check(**case, device="cpu", way=Machine(library, multiprocessors).replay)
+
+
+@pytest.mark.parametrize("bs", [0, 1, 16, 17, 32, 33, 128, 129, 512, 513, 1024, 1025, 2100])
+def test_batch_sizes(library, bs):
+    draw = random.Random(bs)
+    q = [draw.choice([0, 1, 2, 3, 40 if b == bs // 2 else 4]) for b in range(bs)]
+    k = [draw.randrange(90) for _ in range(bs)]
+    machine = Machine(library, multiprocessors=4, seed=bs)
+    for variant in test_draft_extend.VARIANTS:
+        test_draft_extend.check(q, k, 40, device="cpu", variant=variant, way=machine.draft_extend)
+    pool, indices = [list(range(60)), list(range(600, 660))], [b % 3 for b in range(bs)]
+    for mode in test_replay.MODES:
+        test_replay.check(
+            mode, k, q=q, topk=40, width=60, pool=pool, indices=indices, page_size=8, device="cpu", way=machine.replay
+        )
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 2, 5])
+@pytest.mark.parametrize("mode", ["draft_extend", "ragged"])
+@pytest.mark.parametrize(("bs", "width"), [(1, 30_000), (7, 9_000), (40, 3_000), (520, 700)])
+def test_a_few_long_requests_among_short_ones(library, bs, width, mode, multiprocessors):
+    """More than the warps of one request can do."""
+    draw = random.Random(bs)
+    kv = [draw.randrange(60) for _ in range(bs)]
+    kv[draw.randrange(bs)], kv[-1] = width - 1, width + 9
+    test_replay.check(
+        mode,
+        kv,
+        q=[draw.choice([1, 2, 20 if b == bs - 1 else 0]) for b in range(bs)],
+        n=2,
+        width=width,
+        pool=[[7 * c + row for c in range(width)] for row in range(3)],
+        indices=[draw.randrange(3) for _ in range(bs)],
+        page_size=5,
+        names=test_replay.TABLES,
+        device="cpu",
+        way=Machine(library, multiprocessors, seed=bs).replay,
+    )
+
+
+@pytest.mark.parametrize("op", [test_draft_extend, test_replay], ids=["draft_extend", "replay"])
+def test_random_cases_equal_the_oracle(library, op, random_cases):
+    for seed, reproducible in random_cases:
+        draw = random.Random(seed)
+        case = op.draw_case(draw)
+        machine = Machine(library, draw.choice([1, 2, 3, 7, 24]), seed)
+        case["way"] = machine.replay if op is test_replay else machine.draft_extend
+        with reproducible:
+            op.check(**case, device="cpu")
