@@ -13,7 +13,7 @@ NSA_KERNEL_CUDA=OFF "$python" -m pip --quiet install --no-deps --target "$site" 
 # Python itself is not instrumented, so the sanitizers come first by preload; it also leaves memory behind at its end.
 export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:symbolize=1
 export UBSAN_OPTIONS=print_stacktrace=1:abort_on_error=1
-export CXXFLAGS=-fsanitize=address,undefined # for the C++ projects that the tests build
+export CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all" # for the C++ that the tests build
 preload="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so)"
 LD_PRELOAD=$preload PYTHONPATH=$site "$python" -m pytest -q --devices cpu \
   --ignore tests/test_import.py --ignore tests/test_packaging.py "$@"
