@@ -88,7 +88,7 @@ constexpr auto max(A a, B b) -> decltype(a + b) {
 
 using cudaError_t = int;
 using cudaStream_t = void*;
-enum { cudaSuccess, cudaErrorInvalidValue };
+enum { cudaSuccess };
 enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone };
 enum cudaStreamCaptureMode { cudaStreamCaptureModeRelaxed };
 enum { cudaLaunchAttributeProgrammaticStreamSerialization };
