@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 import torch._dynamo.decorators
+from torch import library
 
 import nsa_kernel
 
 _TORCH: Any = torch  # the parts used below have no types
-_LIBRARY = _TORCH.library.Library("nsa_kernel", "DEF")
+_OPERATORS: Any = library
+_LIBRARY = _OPERATORS.Library("nsa_kernel", "DEF")
 
 
 def _register(function: Callable[..., None], parameters: str) -> None:
@@ -22,7 +24,7 @@ def _register(function: Callable[..., None], parameters: str) -> None:
     name = function.__name__
     _LIBRARY.define(f"{name}({parameters}) -> ()", tags=torch.Tag.pt2_compliant_tag)
     _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"nsa_kernel::{name}", lambda *args, **kwargs: None, lib=_LIBRARY)
+    _OPERATORS.register_fake(f"nsa_kernel::{name}", lambda *args, **kwargs: None, lib=_LIBRARY)
     operator = getattr(torch.ops.nsa_kernel, name)
 
     def traced(*args: Any, stream: None = None, **kwargs: Any) -> None:
