@@ -18,13 +18,16 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPILER = shutil.which("g++") or shutil.which("c++")
-FLAGS = ["-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas"]
-UNUSED = ["-ffunction-sections", "-Wl,--gc-sections"]  # what waits for a device is not there
-STACKS = ["-U_FORTIFY_SOURCE"]  # a checked longjmp takes them for one
-SANITIZERS = os.environ.get("CXXFLAGS", "").split()  # of `make asan`
+FLAGS = [
+    *("-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas"),
+    *("-ffunction-sections", "-Wl,--gc-sections"),  # what waits for a device is not there
+    "-U_FORTIFY_SOURCE",  # a checked longjmp takes the stacks of threads for one
+    *os.environ.get("CXXFLAGS", "").split(),  # the sanitizers of `make asan`
+]
 SOURCES = ["tests/emulation/entry.cpp", "tests/emulation/machine.cpp", "cpp/src/draft_extend.cpp", "cpp/src/replay.cpp"]
-KERNELS = ["cuda/draft_extend.cu", "cuda/replay.cu"]
+DEVICE_SOURCES = ["cuda/draft_extend.cu", "cuda/replay.cu"]
 FOLDERS = ["tests/emulation", "cuda", "cpp/src", "cpp/include"]
+EMPTY = 16  # an address for arrays that have none: they are given, and nothing is there
 
 pytestmark = pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler")
 
@@ -41,8 +44,7 @@ class Array(ctypes.Structure):
 def as_array(tensor):
     if tensor is None:
         return Array()
-    # The address of an empty array means nothing, but it was given.
-    address, rows = tensor.data_ptr() or Array.size.offset, tensor.shape[0]
+    address, rows = tensor.data_ptr() or EMPTY, tensor.shape[0]
     cols = tensor.shape[1] if tensor.dim() == 2 else 1
     stride = tensor.stride(0) if rows > 1 or tensor.dim() == 2 else 1
     return Array(address, rows, cols, stride, tensor.dtype == torch.int64)
@@ -51,63 +53,64 @@ def as_array(tensor):
 class Machine:
     """A device of so many multiprocessors; `seed` decides who takes which turn."""
 
-    VARIANTS = ("basic", "adaptive", "optimized")
-    MODES = ("decode", "target_verify", "draft_extend")
     REPLAY_ARRAYS = (
         *("seq_lens", "req_pool_indices", "req_to_token", "extend_seq_lens", "cache_seqlens", "cu_seqlens_k"),
         *("seqlens_expanded", "nsa_cache_seqlens", "nsa_cu_seqlens_k", "page_table", "real_page_table"),
         *("ctx_lens_2d", "num_tokens"),
     )
 
-    def __init__(self, library, multiprocessors, seed=0):
-        self.library, self.where = library, (multiprocessors, ctypes.c_uint64(seed))
+    def __init__(self, kernels, multiprocessors, seed=0):
+        self.kernels, self.where = kernels, (multiprocessors, ctypes.c_uint64(seed))
 
     def draft_extend(self, arrays, outputs, variant):
-        arguments = [as_array(tensor) for tensor in (*arrays[:2], *outputs)]
-        number = self.VARIANTS.index(variant)
-        self._call(self.library.draft_extend, number, ctypes.c_int64(arrays[2]), arguments=arguments)
+        q, k, topk = arrays
+        number = test_draft_extend.VARIANTS.index(variant)
+        self._call(self.kernels.draft_extend, number, ctypes.c_int64(topk), tensors=[q, k, *outputs])
 
     def replay(self, mode, arguments):
         numbers = [arguments["nsa_index_topk"], arguments.get("num_draft_tokens", -1), arguments.get("page_size", 1)]
-        arrays = [as_array(arguments.get(name)) for name in self.REPLAY_ARRAYS]
-        self._call(self.library.replay, self.MODES.index(mode), *map(ctypes.c_int64, numbers), arguments=arrays)
+        tensors = [arguments.get(name) for name in self.REPLAY_ARRAYS]
+        number = test_replay.MODES.index(mode)
+        self._call(self.kernels.replay, number, *map(ctypes.c_int64, numbers), tensors=tensors)
 
-    def _call(self, function, *numbers, arguments):
-        function.restype = ctypes.c_char_p
-        error = function(*self.where, *numbers, (Array * len(arguments))(*arguments))
+    def _call(self, function, *numbers, tensors):
+        error = function(*self.where, *numbers, (Array * len(tensors))(*map(as_array, tensors)))
         assert error is None, error.decode()
 
 
 @pytest.fixture(scope="session")
-def library(tmp_path_factory):
+def kernels(tmp_path_factory):
     target = tmp_path_factory.mktemp("emulation") / "kernels.so"
     folders = [f"-I{folder}" for folder in FOLDERS]
-    command = [COMPILER, *FLAGS, *UNUSED, *STACKS, *SANITIZERS, *folders, "-o", target, *SOURCES, "-x", "c++", *KERNELS]
+    command = [COMPILER, *FLAGS, *folders, "-o", target, *SOURCES, "-x", "c++", *DEVICE_SOURCES]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return ctypes.CDLL(str(target))
+    loaded = ctypes.CDLL(str(target))
+    for function in (loaded.draft_extend, loaded.replay):
+        function.restype = ctypes.c_char_p  # what went wrong, if anything
+    return loaded
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 3, 20])
 @pytest.mark.parametrize("variant", test_draft_extend.VARIANTS)
-def test_draft_extend_by_name(library, variant, multiprocessors):
-    way = Machine(library, multiprocessors).draft_extend
+def test_draft_extend_by_name(kernels, variant, multiprocessors):
+    way = Machine(kernels, multiprocessors).draft_extend
     for case in test_draft_extend.NAMED_CASES.values():
         test_draft_extend.check(**case, device="cpu", variant=variant, way=way)
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 3, 20])
 @pytest.mark.parametrize("case", test_replay.NAMED_CASES.values(), ids=test_replay.NAMED_CASES.keys())
-def test_replay_by_name(library, case, multiprocessors):
-    test_replay.check(**case, device="cpu", way=Machine(library, multiprocessors).replay)
+def test_replay_by_name(kernels, case, multiprocessors):
+    test_replay.check(**case, device="cpu", way=Machine(kernels, multiprocessors).replay)
 
 
 @pytest.mark.parametrize("bs", [0, 1, 16, 17, 32, 33, 128, 129, 512, 513, 1024, 1025, 2100])
-def test_batch_sizes(library, bs):
+def test_batch_sizes(kernels, bs):
     draw = random.Random(bs)
     q = [draw.choice([0, 1, 2, 3, 40 if b == bs // 2 else 4]) for b in range(bs)]
     k = [draw.randrange(90) for _ in range(bs)]
-    machine = Machine(library, multiprocessors=4, seed=bs)
+    machine = Machine(kernels, multiprocessors=4, seed=bs)
     for variant in test_draft_extend.VARIANTS:
         test_draft_extend.check(q, k, 40, device="cpu", variant=variant, way=machine.draft_extend)
     pool, indices = [list(range(60)), list(range(600, 660))], [b % 3 for b in range(bs)]
@@ -120,7 +123,7 @@ def test_batch_sizes(library, bs):
 @pytest.mark.parametrize("multiprocessors", [1, 2, 5])
 @pytest.mark.parametrize("mode", ["draft_extend", "ragged"])
 @pytest.mark.parametrize(("bs", "width"), [(1, 30_000), (7, 9_000), (40, 3_000), (520, 700)])
-def test_a_few_long_requests_among_short_ones(library, bs, width, mode, multiprocessors):
+def test_a_few_long_requests_among_short_ones(kernels, bs, width, mode, multiprocessors):
     """More than the warps of one request can do."""
     draw = random.Random(bs)
     kv = [draw.randrange(60) for _ in range(bs)]
@@ -136,16 +139,16 @@ def test_a_few_long_requests_among_short_ones(library, bs, width, mode, multipro
         page_size=5,
         names=test_replay.TABLES,
         device="cpu",
-        way=Machine(library, multiprocessors, seed=bs).replay,
+        way=Machine(kernels, multiprocessors, seed=bs).replay,
     )
 
 
 @pytest.mark.parametrize("op", [test_draft_extend, test_replay], ids=["draft_extend", "replay"])
-def test_random_cases_equal_the_oracle(library, op, random_cases):
+def test_random_cases_equal_the_oracle(kernels, op, random_cases):
     for seed, reproducible in random_cases:
         draw = random.Random(seed)
         case = op.draw_case(draw)
-        machine = Machine(library, draw.choice([1, 2, 3, 7, 24]), seed)
+        machine = Machine(kernels, draw.choice([1, 2, 3, 7, 24]), seed)
         case["way"] = machine.replay if op is test_replay else machine.draft_extend
         with reproducible:
             op.check(**case, device="cpu")

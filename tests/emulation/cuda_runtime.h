@@ -38,8 +38,7 @@ void meet_block(Place place);
 
 }  // namespace emulation
 
-// ---- in kernels
-// ------------------------------------------------------------------------------------------------------
+// In kernels.
 
 #define EMULATION_HERE emulation::Place place = {__builtin_FILE(), __builtin_LINE()}
 
@@ -83,8 +82,7 @@ constexpr auto max(A a, B b) -> decltype(a + b) {
   return a < b ? b : a;
 }
 
-// ---- on the host
-// -----------------------------------------------------------------------------------------------------
+// On the host.
 
 using cudaError_t = int;
 using cudaStream_t = void*;

@@ -114,11 +114,11 @@ void run_block(int count) {
     thread.start.uc_link = nullptr;
     makecontext(&thread.start, enter, 0);
     thread.entered = false;
-    thread.state = State::ready;
   }
-  std::vector<int> warps(count / kWarp);
-  std::iota(warps.begin(), warps.end(), 0);
   do {
+    for (int i = 0; i < count; ++i) threads[i].state = State::ready;
+    std::vector<int> warps(count / kWarp);
+    std::iota(warps.begin(), warps.end(), 0);
     while (!warps.empty()) {
       const size_t turn = random() % warps.size();
       const auto steps = random() % 2 == 0 ? 1 : random();
@@ -128,10 +128,7 @@ void run_block(int count) {
         break;
       }
     }
-    for (int warp = 0; warp < count / kWarp; ++warp) warps.push_back(warp);
-    if (!have_met(0, count, State::at_block)) break;
-    for (int i = 0; i < count; ++i) threads[i].state = State::ready;
-  } while (true);
+  } while (have_met(0, count, State::at_block));
 }
 
 }  // namespace
