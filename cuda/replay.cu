@@ -90,7 +90,7 @@ OwnWarps own_warps(const Args<Form>& args, int64_t warps) {
   own.slots = static_cast<int32_t>(slot_warps * Size::kUnitSlots);
   own.pages = static_cast<int32_t>(page_warps * Size::kUnitPages);
   const int64_t slots_kv = slot_warps < slot_units ? int64_t{own.slots} : rules::kMaxStored;
-  const int64_t pages_kv = page_warps < page_units ? int64_t{own.pages} * args.page_size : rules::kMaxStored;
+  const int64_t pages_kv = page_warps < page_units ? int64_t{own.pages} * int64_t{args.page_size} : rules::kMaxStored;
   own.kv = static_cast<int32_t>(rules::min(slots_kv, pages_kv));
   return own;
 }
@@ -171,7 +171,7 @@ void launch(const Replay& buffers, const Target& target, cudaStream_t stream) {
                   Rows<const int32_t, Stride>(buffers.req_to_token),
                   Rows<int32_t, Stride>(buffers.page_table),
                   Rows<int32_t, Stride>(buffers.real_page_table),
-                  static_cast<int32_t>(buffers.page_size),
+                  static_cast<uint32_t>(buffers.page_size),
                   rules::Divisor(buffers.page_size),
                   rules::saturated(table_rows),
                   home_step(rules::min(bs, kTile)),

@@ -18,7 +18,7 @@ constexpr int kUnitRows = kShort;
 /// counts are uniform, they are up to kUnitRows.
 template <TokenCounts kValue>
 struct Plain {
-  using Step = int32_t;
+  using Step = uint32_t;
   using Stride = uint32_t;
   static constexpr TokenCounts kCounts = kValue;
   static constexpr bool kAligned = true;
@@ -27,7 +27,7 @@ struct Plain {
 
 /// All others.
 struct General {
-  using Step = int64_t;
+  using Step = uint64_t;
   using Stride = uint64_t;
   static constexpr TokenCounts kCounts = TokenCounts::either;
   static constexpr bool kAligned = false;
@@ -50,6 +50,8 @@ struct Rows {
 
   static int64_t bytes_apart(const TableView<T>& table) { return table.row_stride * static_cast<int64_t>(sizeof(T)); }
 
+  /// How many of `count` rows from `first` on it has; below 1: none.
+  __device__ int32_t rows_from(int32_t first, int32_t count) const { return min(count, rows - first); }
   __device__ T* row(int32_t i) const { return below(data, static_cast<uint32_t>(i)); }
   __device__ T* below(T* at, uint64_t rows_on = 1) const {
     return reinterpret_cast<T*>(const_cast<char*>(reinterpret_cast<const char*>(at)) + rows_on * row_bytes);
@@ -89,6 +91,13 @@ struct OwnWarps {
   int32_t kv = 0;          ///< KV entries up to which they are enough
 };
 
+/// The lengths of a request as they lie in memory.
+template <class Form>
+struct Request {
+  typename Elements<typename Form::Step>::Words seq_len;
+  typename Elements<typename Form::Step>::Words tokens;  ///< where ragged
+};
+
 /// Arguments are fetched by lines of 64 bytes, one after the other: what a warp of tables reads first stands first.
 template <class Form>
 struct Args {
@@ -107,7 +116,7 @@ struct Args {
   Rows<const int32_t, typename Form::Stride> req_to_token;
   Rows<int32_t, typename Form::Stride> page_table;
   Rows<int32_t, typename Form::Stride> real_page_table;
-  int32_t page_size;
+  uint32_t page_size;
   rules::Divisor page_size_divisor;
   int32_t table_rows;  ///< rows of the longer table
   uint32_t home_step;  ///< between the homes of two requests of a tile, as a part of 2**32 of the ring
@@ -132,17 +141,30 @@ struct Args {
     if constexpr (Form::kCounts == TokenCounts::either) return static_cast<bool>(extend_seq_lens);
     return Form::kCounts == TokenCounts::ragged;
   }
-  __device__ int32_t tokens(int b) const {
-    return ragged() ? rules::adjusted(extend_seq_lens.length32(b), 0) : uniform_tokens;
+
+  __device__ Request<Form> read(int b) const {
+    Request<Form> request{seq_lens.read(b), {}};
+    if (ragged()) request.tokens = extend_seq_lens.read(b);
+    return request;
   }
-  __device__ int32_t kv(int b) const { return rules::kv_length(seq_lens.length32(b), uncounted); }
+  __device__ int32_t tokens(const Request<Form>& request) const {
+    return ragged() ? rules::adjusted(extend_seq_lens.length32(request.tokens), 0) : uniform_tokens;
+  }
+  __device__ int32_t kv(const Request<Form>& request) const {
+    return rules::kv_length(seq_lens.length32(request.seq_len), uncounted);
+  }
   /// KV length that the first token of a request sees.
-  __device__ int32_t first(int b) const {
+  __device__ int32_t first(const Request<Form>& request) const {
     if constexpr (Form::kCounts == TokenCounts::uniform) {
-      return rules::first_seqlen_of_uniform(seq_lens.length32(b), uncounted, uniform_tokens);
+      return rules::first_seqlen_of_uniform(seq_lens.length32(request.seq_len), uncounted, uniform_tokens);
     }
-    const int64_t added = ragged() ? rules::length(extend_seq_lens[b]) : int64_t{uniform_tokens};
-    return rules::first_seqlen(rules::length(seq_lens[b]), uncounted, added);
+    const int64_t added = ragged() ? rules::length(extend_seq_lens.value(request.tokens)) : int64_t{uniform_tokens};
+    return rules::first_seqlen(rules::length(seq_lens.value(request.seq_len)), uncounted, added);
+  }
+  /// A request's row of req_to_token, -1 outside the pool.
+  __device__ int32_t pool_row(int b) const {
+    const int64_t index = req_pool_indices[b];
+    return static_cast<uint64_t>(index) < static_cast<uint64_t>(req_to_token.rows) ? static_cast<int32_t>(index) : -1;
   }
   __device__ int32_t uniform_tokens_before(int b) const {
     if constexpr (Form::kCounts == TokenCounts::uniform) return b * uniform_tokens;

@@ -14,9 +14,10 @@ __device__ void fill_requests(const Args<Form>& args) {
   for_each_tile<kTile, kMany>(args.bs, 0, 1, [&](const Tile& tile) {
     const int b = tile.begin + threadIdx.x;
     const bool mine = threadIdx.x < tile.requests;
-    const int32_t kv = mine ? args.kv(b) : 0;
+    const int32_t kv = mine ? args.kv(args.read(b)) : 0;
     if (tile.first && threadIdx.x == 0 && args.cu_seqlens_k != nullptr) *args.cu_seqlens_k = 0;
-    const Scanned<1> scanned = scan.next(tile, {{kv}}, [&](int earlier) { return Sums<1>{{args.kv(earlier)}}; });
+    const Scanned<1> scanned =
+        scan.next(tile, {{kv}}, [&](int earlier) { return Sums<1>{{args.kv(args.read(earlier))}}; });
     if (!mine) return;
     if (args.cache_seqlens != nullptr) args.cache_seqlens[b] = kv;
     if (args.cu_seqlens_k != nullptr) args.cu_seqlens_k[b + 1] = rules::saturating_add(scanned.before.value[0], kv);
@@ -47,8 +48,9 @@ __device__ void fill_tokens(const Args<Form>& args, unsigned share) {
   RunningScan<kTile, kMany, kSums> scan(shared);
 
   const auto load = [&](int b, int32_t& tokens, int32_t& first) {
-    tokens = args.tokens(b);
-    first = args.first(b);
+    const Request<Form> request = args.read(b);
+    tokens = args.tokens(request);
+    first = args.first(request);
     Sums<kSums> sums;
     sums.value[kClipped] = rules::clipped_sum(first, tokens, args.topk);
     if constexpr (kSums > kCount) sums.value[kCount] = tokens;
@@ -108,7 +110,8 @@ __device__ void fill_few_lengths(const Args<Form>& args, unsigned warp) {
   const int of = mine ? lane : 0;
   if (warp < args.few.tokens) {
     const int share = args.bs_divisor.quotient(warp), b = warp - share * args.bs;
-    const int32_t first = args.first(of), tokens = mine ? args.tokens(of) : 0;
+    const Request<Form> request = args.read(of);
+    const int32_t first = args.first(request), tokens = mine ? args.tokens(request) : 0;
     const int32_t clipped = lane < b ? rules::clipped_sum(first, tokens, args.topk) : 0;
     const int32_t first_of = __shfl_sync(kAllLanes, first, b);
     int32_t count = __shfl_sync(kAllLanes, tokens, b);
@@ -128,7 +131,7 @@ __device__ void fill_few_lengths(const Args<Form>& args, unsigned warp) {
   warp -= args.few.tokens;
   if (warp < args.few.requests) {
     const int b = warp;
-    const int32_t kv = args.kv(of);
+    const int32_t kv = args.kv(args.read(of));
     const int32_t before = warp_sum(lane < b ? kv : 0);
     if (lane == b) {
       if (args.cache_seqlens != nullptr) args.cache_seqlens[b] = kv;
@@ -145,12 +148,14 @@ __device__ void fill_few_lengths(const Args<Form>& args, unsigned warp) {
     if (args.cu_seqlens_k != nullptr) *args.cu_seqlens_k = 0;
     if (args.nsa_cu_seqlens_k_start != nullptr) *args.nsa_cu_seqlens_k_start = 0;
   }
-  const int32_t tokens = mine ? args.tokens(of) : 0;
+  Request<Form> request{};
+  if (mine) request = args.read(lane);
+  const int32_t tokens = mine ? args.tokens(request) : 0;
   const int32_t total = kRagged ? warp_sum(tokens) : args.uniform_tokens_before(args.bs);
   if (warp == 0 && lane == 0 && args.num_tokens != nullptr) *args.num_tokens = total;
   const int32_t padding = args.capacity - min(total, args.capacity);
   if (padding == 0) return;
-  const int32_t clipped_total = warp_sum(mine ? rules::clipped_sum(args.first(of), tokens, args.topk) : 0);
+  const int32_t clipped_total = warp_sum(mine ? rules::clipped_sum(args.first(request), tokens, args.topk) : 0);
 #pragma unroll 1
   for (int32_t left = padding - static_cast<int>(warp * kWarp + lane); left > 0; left -= args.few.rest * kWarp) {
     const int32_t t = args.capacity - left;

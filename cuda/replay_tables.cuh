@@ -74,21 +74,25 @@ __device__ int table_warp(const Args<Form>& args, unsigned block) {
 /// A request's row of req_to_token. Outside the pool it holds zeros.
 struct Source {
   const int32_t* row;
-  bool in_pool;
+  int32_t pool_row;
 
   template <class Form>
-  __device__ Source(const Args<Form>& args, int64_t index)
-      : row(args.req_to_token.row(static_cast<int32_t>(index))),
-        in_pool(static_cast<uint64_t>(index) < static_cast<uint64_t>(args.req_to_token.rows)) {}
+  __device__ Source(const Args<Form>& args, int32_t pool_row)
+      : row(args.req_to_token.row(max(pool_row, 0))), pool_row(pool_row) {}
+
+  __device__ bool in_pool() const { return pool_row >= 0; }
 };
 
-/// Calls `store(out)` with the start of each of the `rows` rows from `row` on that the table has.
+/// Calls `store(out)` with the start of each of the `rows` rows from `row` on, at least one. A unit without rows is not
+/// read: the next unit would have to wait for it, since no store has.
 template <class Table, class Store>
 __device__ void for_each_row(const Table& table, int32_t row, int32_t rows, Store store) {
   int32_t* out = table.row(row);
-  rows = min(rows, table.rows - row);
 #pragma unroll 1
-  for (; rows > 0; --rows, out = table.below(out)) store(out);
+  do {
+    store(out);
+    out = table.below(out);
+  } while (--rows > 0);
 }
 
 /// Elements begin .. end-1 of the live part of a request's row, in the registers of a warp: 16 bytes an access, but for
@@ -103,7 +107,7 @@ struct SlotUnit {
   __device__ static unsigned at_last(unsigned end) { return end / 4 * 4 + threadIdx.x % kWarp; }
 
   __device__ void load(const Source& source, unsigned begin, unsigned end) {
-    if (!source.in_pool) end = 0;
+    if (!source.in_pool()) end = 0;
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       vectors[i] = int4{};
@@ -133,7 +137,7 @@ struct OddSlotUnit {
   __device__ static unsigned at(unsigned begin, int i) { return begin + threadIdx.x % kWarp + kWarp * i; }
 
   __device__ void load(const Source& source, unsigned begin, unsigned end) {
-    if (!source.in_pool) end = 0;
+    if (!source.in_pool()) end = 0;
 #pragma unroll
     for (int i = 0; i < kSlots; ++i) slots[i] = at(begin, i) < end ? source.row[at(begin, i)] : 0;
   }
@@ -154,18 +158,18 @@ template <int kPages>
 struct PageUnit {
   int32_t slots[kPages];
 
-  __device__ static int at(int begin, int i) { return begin + static_cast<int>(threadIdx.x) % kWarp + kWarp * i; }
+  __device__ static unsigned at(unsigned begin, int i) { return begin + threadIdx.x % kWarp + kWarp * i; }
 
-  __device__ void load(const Source& source, int begin, int end, int32_t page_size) {
-    if (!source.in_pool) end = 0;
+  __device__ void load(const Source& source, unsigned begin, unsigned end, uint32_t page_size) {
+    if (!source.in_pool()) end = 0;
 #pragma unroll
     for (int i = 0; i < kPages; ++i) {
-      slots[i] = at(begin, i) < end ? source.row[int64_t{at(begin, i)} * page_size] : 0;
+      slots[i] = at(begin, i) < end ? source.row[uint64_t{at(begin, i)} * page_size] : 0;
     }
   }
 
   template <class Table>
-  __device__ void store(const Table& table, int32_t row, int32_t rows, int begin, int end,
+  __device__ void store(const Table& table, int32_t row, int32_t rows, unsigned begin, unsigned end,
                         const rules::Divisor& page_size) const {
     int32_t pages[kPages];
 #pragma unroll
@@ -189,14 +193,16 @@ class OwnUnit {
       : args_(args),
         place_(args.bs_divisor.quotient(table_warp(args, block))),
         request_(table_warp(args, block) - place_ * args.bs),
-        kv_(args.kv(request_)),
-        index_(args.req_pool_indices[request_]),
-        tokens_(args.tokens(request_)) {}
+        pool_row_(args.pool_row(request_)) {
+    const Request<Form> request = args.read(request_);
+    kv_ = args.kv(request);
+    tokens_ = args.tokens(request);
+  }
 
   /// Starts to read the unit. A tall request has no units of its own.
   __device__ void load() {
     const int32_t kv = place_ >= args_.own.each || tokens_ <= 0 || is_tall(args_, tokens_) ? 0 : kv_;
-    const Source source(args_, index_);
+    const Source source(args_, pool_row_);
     of_slots_ = place_ < args_.own.slot_warps;
     if (of_slots_) {
       begin_ = place_ * Size::kUnitSlots;
@@ -215,9 +221,11 @@ class OwnUnit {
     if (begin_ >= end_) return;
     const int32_t row = row_of(request_);
     if (of_slots_) {
-      slots_.store(args_.page_table, row, tokens_, begin_, end_);
+      const int32_t rows = args_.page_table.rows_from(row, tokens_);
+      if (rows > 0) slots_.store(args_.page_table, row, rows, begin_, end_);
     } else {
-      pages_.store(args_.real_page_table, row, tokens_, begin_, end_, args_.page_size_divisor);
+      const int32_t rows = args_.real_page_table.rows_from(row, tokens_);
+      if (rows > 0) pages_.store(args_.real_page_table, row, rows, begin_, end_, args_.page_size_divisor);
     }
   }
 
@@ -225,8 +233,8 @@ class OwnUnit {
   const Args<Form>& args_;
   int place_;  ///< of the warp among those of the request
   int request_;
+  int32_t pool_row_;
   int32_t kv_;
-  int64_t index_;
   int32_t tokens_;
   bool of_slots_;
   int begin_, end_;
@@ -248,15 +256,15 @@ template <class Size>
 struct alignas(16) LeftUnits {
   int32_t first_slot, slots;
   int32_t first_page, pages;
-  int64_t index;  ///< of the request in the pool
-  int32_t rows;   ///< at most as many as some table holds
+  int32_t pool_row;
+  int32_t rows;  ///< at most as many as some table holds
   int32_t count;
 
   LeftUnits() = default;
 
   template <class Form>
-  __device__ LeftUnits(const Args<Form>& args, int32_t kv, int64_t pool_index, int32_t tokens)
-      : index(pool_index), rows(min(tokens, args.table_rows)) {
+  __device__ LeftUnits(const Args<Form>& args, int32_t kv, int32_t pool_row, int32_t tokens)
+      : pool_row(pool_row), rows(min(tokens, args.table_rows)) {
     const Live live = Live::of(args, kv);
     const bool tall = is_tall(args, tokens);
     slots = live.slots;
@@ -276,7 +284,7 @@ struct alignas(16) LeftUnits {
     result.slots = __shfl_sync(kAllLanes, slots, lane);
     result.first_page = __shfl_sync(kAllLanes, first_page, lane);
     result.pages = __shfl_sync(kAllLanes, pages, lane);
-    result.index = __shfl_sync(kAllLanes, index, lane);
+    result.pool_row = __shfl_sync(kAllLanes, pool_row, lane);
     result.rows = __shfl_sync(kAllLanes, rows, lane);
     result.count = __shfl_sync(kAllLanes, count, lane);
     return result;
@@ -293,7 +301,7 @@ struct alignas(16) LeftUnits {
       row = rules::saturating_add(row, part * kUnitRows);
       part_rows = min(rows - part * kUnitRows, kUnitRows);
     }
-    const Source source(args, index);
+    const Source source(args, pool_row);
     const int32_t page_unit = unit - slot_units();
     if (page_unit < 0) {
       const int begin = first_slot + unit * Size::kUnitSlots, end = min(begin + Size::kUnitSlots, slots);
@@ -304,6 +312,8 @@ struct alignas(16) LeftUnits {
       }
     } else {
       const int begin = first_page + page_unit * Size::kUnitPages, end = min(begin + Size::kUnitPages, pages);
+      part_rows = args.real_page_table.rows_from(row, part_rows);
+      if (part_rows <= 0) return;
       PageUnit<Size::kPages> read;
       read.load(source, begin, end, args.page_size);
       read.store(args.real_page_table, row, part_rows, begin, end, args.page_size_divisor);
@@ -314,6 +324,8 @@ struct alignas(16) LeftUnits {
   template <class Unit, class Form>
   __device__ static void copy(const Args<Form>& args, const Source& source, int32_t row, int32_t rows, int begin,
                               int end) {
+    rows = args.page_table.rows_from(row, rows);
+    if (rows <= 0) return;
     Unit unit;
     unit.load(source, begin, end);
     unit.store(args.page_table, row, rows, begin, end);
@@ -326,14 +338,15 @@ __device__ void fill_few_tables(const Args<Form>& args, unsigned block) {
   const int lane = threadIdx.x % kWarp, last = args.bs - 1, seen = min(lane, last);
   // All that does not wait for another read is read first.
   OwnUnit<Size, Form> own(args, block);
-  const int32_t kv_seen = args.kv(seen), tokens_seen = args.tokens(seen);
+  const Request<Form> request_seen = args.read(seen);
+  const int32_t kv_seen = args.kv(request_seen), tokens_seen = args.tokens(request_seen);
   own.load();
   const auto row_of = [&](int request) {
     if (!args.ragged()) return args.uniform_tokens_before(request);
     return warp_sum(lane < request ? tokens_seen : 0);
   };
   if (__any_sync(kAllLanes, leaves_units(args, kv_seen, tokens_seen))) {
-    const LeftUnits<LeftSize> left(args, kv_seen, args.req_pool_indices[seen], lane <= last ? tokens_seen : 0);
+    const LeftUnits<LeftSize> left(args, kv_seen, args.pool_row(seen), lane <= last ? tokens_seen : 0);
     const int ring = args.table_blocks * (blockDim.x / kWarp);
     const int unit = ring_distance(args, lane, table_warp(args, block), ring);
 #pragma unroll 1
@@ -388,13 +401,13 @@ __device__ void fill_tables(const Args<Form>& args, unsigned block) {
     const int seen = mine ? tile.begin + static_cast<int>(threadIdx.x) : 0;
     // All that does not wait for another read is read first.
     std::conditional_t<kMany, NoUnit, OwnUnit<Size, Form>> own(args, block);
-    const int32_t kv_seen = args.kv(seen), tokens_seen = mine ? args.tokens(seen) : 0;
-    const int64_t index_seen = args.req_pool_indices[seen];
+    const Request<Form> request_seen = args.read(seen);
+    const int32_t kv_seen = args.kv(request_seen), tokens_seen = mine ? args.tokens(request_seen) : 0;
+    own.load();
     if (threadIdx.x == 0) found.count = 0;
     __syncthreads();
-    own.load();
     if (mine && leaves_units(args, kv_seen, tokens_seen)) {
-      const LeftUnits<LeftSize> left(args, kv_seen, index_seen, tokens_seen);
+      const LeftUnits<LeftSize> left(args, kv_seen, args.pool_row(seen), tokens_seen);
       const int unit = ring_distance(args, threadIdx.x, block, args.table_blocks);
       if (unit < left.count) {
         const int i = atomicAdd(&found.count, 1);
@@ -403,7 +416,7 @@ __device__ void fill_tables(const Args<Form>& args, unsigned block) {
         found.request[i] = threadIdx.x;
       }
     }
-    if (args.ragged()) rows.enter(tile, tokens_seen, [&](int earlier) { return args.tokens(earlier); });
+    if (args.ragged()) rows.enter(tile, tokens_seen, [&](int earlier) { return args.tokens(args.read(earlier)); });
     __syncthreads();
     const auto row_of = [&](int request) {
       return args.ragged() ? rows.before(request) : args.uniform_tokens_before(tile.begin + request);

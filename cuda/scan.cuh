@@ -14,12 +14,19 @@ namespace nsa_kernel::cuda {
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = ~0u;
 
-/// Lengths or indices as kernels read them: by their 32-bit words, so that code for both types has no branch.
-template <class Step = int64_t>
+/// Lengths or indices as kernels read them. Reading one is kept apart from making a number of it, so that several are
+/// read before the first is looked at.
+template <class Step = uint64_t>
 struct Elements {
   const char* data;  ///< null: not given
   Step step;         ///< bytes from one element to the next
   int32_t high;      ///< bytes from the start of an element to the word that holds its sign: 0 of int32, 4 of int64
+
+  /// An element as it lies in memory.
+  struct alignas(int64_t) Words {
+    uint32_t low;
+    int32_t high;  ///< of int64 only
+  };
 
   explicit Elements(const LengthView& view)
       : data(view.int64 != nullptr ? reinterpret_cast<const char*>(view.int64)
@@ -32,28 +39,26 @@ struct Elements {
   }
 
   __device__ explicit operator bool() const { return data != nullptr; }
-  __device__ int64_t operator[](int b) const {
-    const Words words = read(b);
-    return static_cast<int64_t>(uint64_t{static_cast<uint32_t>(words.high)} << 32 | words.low);
-  }
-  /// rules::length32 of an element.
-  __device__ uint32_t length32(int b) const {
-    const Words words = read(b);
-    // Without a branch, which would make one read wait for the other.
-    return (words.low | (words.high > 0 ? ~0u : 0u)) & ~static_cast<uint32_t>(words.high >> 31);
-  }
-
- private:
-  struct Words {
-    uint32_t low;
-    int32_t high;
-  };
 
   __device__ Words read(int b) const {
-    const char* at = data + int64_t{b} * step;
-    const uint32_t low = *reinterpret_cast<const uint32_t*>(at);
-    const int32_t word = *reinterpret_cast<const int32_t*>(at + high);
-    return {low, high == 0 ? word >> 31 : word};
+    const char* at = data + uint64_t{static_cast<uint32_t>(b)} * step;
+    if (high != 0) return *reinterpret_cast<const Words*>(at);
+    return {*reinterpret_cast<const uint32_t*>(at), 0};
+  }
+
+  __device__ int64_t value(const Words& words) const {
+    return static_cast<int64_t>(uint64_t{static_cast<uint32_t>(sign_word(words))} << 32 | words.low);
+  }
+  /// rules::length32 of an element, without a branch.
+  __device__ uint32_t length32(const Words& words) const {
+    const int32_t high_word = sign_word(words);
+    return (words.low | (high_word > 0 ? ~0u : 0u)) & ~static_cast<uint32_t>(high_word >> 31);
+  }
+  __device__ int64_t operator[](int b) const { return value(read(b)); }
+
+ private:
+  __device__ int32_t sign_word(const Words& words) const {
+    return high != 0 ? words.high : static_cast<int32_t>(words.low) >> 31;
   }
 };
 
