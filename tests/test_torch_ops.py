@@ -6,6 +6,7 @@ import sys
 import nsa_kernel
 import pytest
 import torch
+from torch import library
 from torch._dynamo.utils import counters
 
 EAGER = (nsa_kernel.fill_draft_extend_metadata, nsa_kernel.fill_replay_metadata)
@@ -87,18 +88,18 @@ def test_opcheck_of_draft_extend(device, variant, counted):
     q, k = lengths(5, device)
     count = empty(1, device=device) if counted else None
     outputs = (empty(12, device=device), empty(12, device=device), count)
-    torch.library.opcheck(ops.fill_draft_extend_metadata.default, (q, k, 12, *outputs), {"variant": variant})
+    library.opcheck(ops.fill_draft_extend_metadata.default, (q, k, 12, *outputs), {"variant": variant})
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_opcheck_of_replay(device, mode):
     mode, arguments = replay_arguments(mode, 5, device)
-    torch.library.opcheck(ops.fill_replay_metadata.default, (mode,), arguments)
+    library.opcheck(ops.fill_replay_metadata.default, (mode,), arguments)
 
 
 def test_opcheck_of_replay_with_few_outputs(device):
     arguments = {"seq_lens": lengths(5, device)[1], "nsa_index_topk": 12, "cu_seqlens_k": empty(6, device=device)}
-    torch.library.opcheck(ops.fill_replay_metadata.default, ("decode",), arguments)
+    library.opcheck(ops.fill_replay_metadata.default, ("decode",), arguments)
 
 
 def test_operators_do_what_the_functions_do(device):
