@@ -75,32 +75,35 @@ uint32_t home_step(int64_t requests) {
   return static_cast<uint32_t>((apart << 32) / rules::max(requests, 1));
 }
 
+Live widest_rows(const Replay& buffers) {
+  const auto kv = static_cast<int32_t>(rules::kMaxStored);
+  const int32_t source_width = rules::saturated(buffers.req_to_token.cols);
+  return {rules::live_slots(kv, source_width, rules::saturated(buffers.page_table.cols)),
+          rules::live_pages(kv, source_width, rules::saturated(buffers.real_page_table.cols),
+                            rules::Divisor(buffers.page_size))};
+}
+
 /// Divides up to about `warps` warps among the requests: as many for each as its widest rows can use.
 template <class Size, class Form>
-OwnWarps own_warps(const Args<Form>& args, int64_t warps) {
-  const Live widest = Live::of(args, static_cast<int32_t>(rules::kMaxStored));
-  const int64_t slot_units = Size::slot_units(widest.slots), page_units = Size::page_units(widest.pages);
+void divide_warps(Args<Form>& args, int64_t warps) {
+  const int64_t slot_units = Size::slot_units(args.widest.slots), page_units = Size::page_units(args.widest.pages);
   const int64_t units = slot_units + page_units;
   const int64_t each = rules::min(rules::max(warps / args.bs, 2), units);
   const int64_t page_warps = rules::min(rules::ceil_div(each * page_units, rules::max(units, 1)), page_units);
   const int64_t slot_warps = each - page_warps;
-  OwnWarps own;
-  own.each = static_cast<int32_t>(each);
-  own.slot_warps = static_cast<int32_t>(slot_warps);
-  own.slots = static_cast<int32_t>(slot_warps * Size::kUnitSlots);
-  own.pages = static_cast<int32_t>(page_warps * Size::kUnitPages);
-  const int64_t slots_kv = slot_warps < slot_units ? int64_t{own.slots} : rules::kMaxStored;
-  const int64_t pages_kv = page_warps < page_units ? int64_t{own.pages} * int64_t{args.page_size} : rules::kMaxStored;
-  own.kv = static_cast<int32_t>(rules::min(slots_kv, pages_kv));
-  return own;
+  const int64_t slots = slot_warps * Size::kUnitSlots, pages = page_warps * Size::kUnitPages;
+  const int64_t slots_kv = slot_warps < slot_units ? slots : rules::kMaxStored;
+  const int64_t pages_kv = page_warps < page_units ? pages * args.page_size : rules::kMaxStored;
+  args.own = {static_cast<int32_t>(each), static_cast<int32_t>(slot_warps),
+              static_cast<int32_t>(rules::min(slots_kv, pages_kv))};
+  args.own_part = {static_cast<int32_t>(slots), static_cast<int32_t>(pages)};
 }
 
 /// Units of the tables of a tile of requests for which there must be blocks beside those of the own warps, at most: all
 /// of a large batch, those of tall requests of any other.
 template <class Form>
 int64_t most_left_units(const Args<Form>& args) {
-  const Live widest = Live::of(args, static_cast<int32_t>(rules::kMaxStored));
-  const int64_t each = LeftSize::slot_units(widest.slots) + LeftSize::page_units(widest.pages);
+  const int64_t each = LeftSize::slot_units(args.widest.slots) + LeftSize::page_units(args.widest.pages);
   if constexpr (Form::kMany) return each * (rules::min(args.bs, kTile) + args.table_rows / kUnitRows);
   return Form::kCounts == TokenCounts::ragged ? each * (args.table_rows / kUnitRows) : 0;
 }
@@ -168,12 +171,14 @@ void launch(const Replay& buffers, const Target& target, cudaStream_t stream) {
                   Elements<Step>(buffers.extend_seq_lens),
                   buffers.mode == Mode::target_verify ? uniform_tokens : 0,
                   OwnWarps(),
+                  widest_rows(buffers),
                   Rows<const int32_t, Stride>(buffers.req_to_token),
-                  Rows<int32_t, Stride>(buffers.page_table),
-                  Rows<int32_t, Stride>(buffers.real_page_table),
                   static_cast<uint32_t>(buffers.page_size),
                   rules::Divisor(buffers.page_size),
                   rules::saturated(table_rows),
+                  Rows<int32_t, Stride>(buffers.page_table),
+                  Rows<int32_t, Stride>(buffers.real_page_table),
+                  Live(),
                   home_step(rules::min(bs, kTile)),
                   rows_are_aligned(buffers),
                   0,
@@ -207,7 +212,7 @@ void launch(const Replay& buffers, const Target& target, cudaStream_t stream) {
     const int64_t warps = threads / kWarp;
     int64_t own_blocks = 1;
     if constexpr (!Form::kMany) {
-      args.own = few ? own_warps<FewSize<Form>>(args, limit * warps) : own_warps<ManySize>(args, limit * warps);
+      few ? divide_warps<FewSize<Form>>(args, limit * warps) : divide_warps<ManySize>(args, limit * warps);
       own_blocks = rules::ceil_div(args.own.each * bs, warps);
     }
     const Grid left(bs, kTile, rules::ceil_div(most_left_units(args), warps), limit);

@@ -40,13 +40,9 @@ struct Rows {
   T* data;
   Stride row_bytes;  ///< from one row to the next
   int32_t rows;
-  int32_t width;
 
   explicit Rows(const TableView<T>& table)
-      : data(table.data),
-        row_bytes(static_cast<Stride>(bytes_apart(table))),
-        rows(rules::saturated(table.rows)),
-        width(rules::saturated(table.cols)) {}
+      : data(table.data), row_bytes(static_cast<Stride>(bytes_apart(table))), rows(rules::saturated(table.rows)) {}
 
   static int64_t bytes_apart(const TableView<T>& table) { return table.row_stride * static_cast<int64_t>(sizeof(T)); }
 
@@ -86,9 +82,13 @@ struct FewWarps {
 struct OwnWarps {
   int32_t each = 0;
   int32_t slot_warps = 0;  ///< the first of them, which have a unit of slots each; the others have one of pages
-  int32_t slots = 0;       ///< of a request that these do
-  int32_t pages = 0;       ///< of a request that the others do
   int32_t kv = 0;          ///< KV entries up to which they are enough
+};
+
+/// How much of a request's rows has, or can have, values of its own.
+struct Live {
+  int32_t slots = 0;
+  int32_t pages = 0;
 };
 
 /// The lengths of a request as they lie in memory.
@@ -98,7 +98,12 @@ struct Request {
   typename Elements<typename Form::Step>::Words tokens;  ///< where ragged
 };
 
+/// An index into req_to_token, the same way.
+template <class Form>
+using PoolIndex = typename Elements<typename Form::Step>::Words;
+
 /// Arguments are fetched by lines of 64 bytes, one after the other: what a warp of tables reads first stands first.
+/// Where arguments are Plain, three lines hold all that tables take.
 template <class Form>
 struct Args {
   // Blocks of a row of the grid: first those that write lengths, then those that write tables.
@@ -113,12 +118,14 @@ struct Args {
   int32_t uncounted;                              ///< tokens of each request that seq_lens does not count yet
   // Tables.
   OwnWarps own;
+  Live widest;  ///< of requests as long as the tables are wide
   Rows<const int32_t, typename Form::Stride> req_to_token;
-  Rows<int32_t, typename Form::Stride> page_table;
-  Rows<int32_t, typename Form::Stride> real_page_table;
   uint32_t page_size;
   rules::Divisor page_size_divisor;
   int32_t table_rows;  ///< rows of the longer table
+  Rows<int32_t, typename Form::Stride> page_table;
+  Rows<int32_t, typename Form::Stride> real_page_table;
+  Live own_part;       ///< what its own warps do of a request, at most
   uint32_t home_step;  ///< between the homes of two requests of a tile, as a part of 2**32 of the ring
   bool aligned;        ///< every row of req_to_token and page_table starts at a multiple of 16 bytes
   // Lengths.
@@ -161,9 +168,14 @@ struct Args {
     const int64_t added = ragged() ? rules::length(extend_seq_lens.value(request.tokens)) : int64_t{uniform_tokens};
     return rules::first_seqlen(rules::length(seq_lens.value(request.seq_len)), uncounted, added);
   }
-  /// A request's row of req_to_token, -1 outside the pool.
-  __device__ int32_t pool_row(int b) const {
-    const int64_t index = req_pool_indices[b];
+  /// rules::live_slots and rules::live_pages of a request.
+  __device__ int32_t live_slots(int32_t kv) const { return min(kv, widest.slots); }
+  __device__ int32_t live_pages(int32_t kv) const {
+    return min(rules::page_count(kv, page_size_divisor), widest.pages);
+  }
+  /// A row of req_to_token, -1 outside the pool.
+  __device__ int32_t pool_row(const PoolIndex<Form>& pool_index) const {
+    const int64_t index = req_pool_indices.value(pool_index);
     return static_cast<uint64_t>(index) < static_cast<uint64_t>(req_to_token.rows) ? static_cast<int32_t>(index) : -1;
   }
   __device__ int32_t uniform_tokens_before(int b) const {

@@ -7,6 +7,10 @@
 // as soon as they know their request. What a long request leaves over, all warps share: they form a ring, in which each
 // request has a home, from where those units go round. Homes are apart, so the units of like requests are spread
 // evenly, those of a long request over all warps, and no warp needs to know of the units of others.
+//
+// What all requests are, a warp has to know only where they are ragged or leave units over. A few warps of a block, its
+// scouts, find that out for the others: most of the time goes by before data arrives, and what each warp executes in it
+// delays all others of its multiprocessor.
 #pragma once
 
 #include <type_traits>
@@ -25,25 +29,6 @@ struct UnitSize {
 
   static constexpr int32_t slot_units(uint32_t slots) { return (slots + (kUnitSlots - 1)) / kUnitSlots; }
   static constexpr int32_t page_units(uint32_t pages) { return (pages + (kUnitPages - 1)) / kUnitPages; }
-};
-
-/// The live part of one request's rows.
-struct Live {
-  int32_t slots;
-  int32_t pages;
-
-  template <class Form>
-  static constexpr int32_t slots_of(const Args<Form>& args, int32_t kv) {
-    return rules::live_slots(kv, args.req_to_token.width, args.page_table.width);
-  }
-  template <class Form>
-  static constexpr int32_t pages_of(const Args<Form>& args, int32_t kv) {
-    return rules::live_pages(kv, args.req_to_token.width, args.real_page_table.width, args.page_size_divisor);
-  }
-  template <class Form>
-  static constexpr Live of(const Args<Form>& args, int32_t kv) {
-    return {slots_of(args, kv), pages_of(args, kv)};
-  }
 };
 
 /// Whether a request has more rows than a unit covers.
@@ -193,32 +178,34 @@ class OwnUnit {
       : args_(args),
         place_(args.bs_divisor.quotient(table_warp(args, block))),
         request_(table_warp(args, block) - place_ * args.bs),
-        pool_row_(args.pool_row(request_)) {
-    const Request<Form> request = args.read(request_);
-    kv_ = args.kv(request);
-    tokens_ = args.tokens(request);
-  }
+        lengths_(args.read(request_)),
+        pool_index_(args.req_pool_indices.read(request_)) {}
 
   /// Starts to read the unit. A tall request has no units of its own.
   __device__ void load() {
-    const int32_t kv = place_ >= args_.own.each || tokens_ <= 0 || is_tall(args_, tokens_) ? 0 : kv_;
-    const Source source(args_, pool_row_);
+    const int32_t kv = args_.kv(lengths_);
     of_slots_ = place_ < args_.own.slot_warps;
+    begin_ = of_slots_ ? place_ * Size::kUnitSlots : (place_ - args_.own.slot_warps) * Size::kUnitPages;
+    end_ = 0;
+    // A warp past the end of its request stops at once: all warps of a multiprocessor take turns.
+    const uint32_t first_slot = static_cast<uint32_t>(begin_) * (of_slots_ ? 1 : args_.page_size);
+    if (place_ >= args_.own.each || first_slot >= static_cast<uint32_t>(kv)) return;
+    tokens_ = args_.tokens(lengths_);
+    if (tokens_ <= 0 || is_tall(args_, tokens_)) return;
+    const Source source(args_, args_.pool_row(pool_index_));
     if (of_slots_) {
-      begin_ = place_ * Size::kUnitSlots;
-      end_ = min(begin_ + Size::kUnitSlots, Live::slots_of(args_, kv));
-      if (begin_ < end_) slots_.load(source, begin_, end_);
+      end_ = min(begin_ + Size::kUnitSlots, args_.live_slots(kv));
+      slots_.load(source, begin_, end_);
     } else {
-      begin_ = (place_ - args_.own.slot_warps) * Size::kUnitPages;
-      end_ = min(begin_ + Size::kUnitPages, Live::pages_of(args_, kv));
-      if (begin_ < end_) pages_.load(source, begin_, end_, args_.page_size);
+      end_ = min(begin_ + Size::kUnitPages, args_.live_pages(kv));
+      pages_.load(source, begin_, end_, args_.page_size);
     }
   }
 
   /// `row_of(b)` is the row of the first token of request b.
   template <class RowOf>
   __device__ void store(RowOf row_of) const {
-    if (begin_ >= end_) return;
+    if (end_ == 0) return;
     const int32_t row = row_of(request_);
     if (of_slots_) {
       const int32_t rows = args_.page_table.rows_from(row, tokens_);
@@ -233,11 +220,11 @@ class OwnUnit {
   const Args<Form>& args_;
   int place_;  ///< of the warp among those of the request
   int request_;
-  int32_t pool_row_;
-  int32_t kv_;
+  Request<Form> lengths_;
+  PoolIndex<Form> pool_index_;
   int32_t tokens_;
   bool of_slots_;
-  int begin_, end_;
+  int begin_, end_;  ///< of the unit; nothing to do where it ends at 0
   SlotUnit<Size::kVectors> slots_;
   PageUnit<Size::kPages> pages_;
 };
@@ -265,12 +252,11 @@ struct alignas(16) LeftUnits {
   template <class Form>
   __device__ LeftUnits(const Args<Form>& args, int32_t kv, int32_t pool_row, int32_t tokens)
       : pool_row(pool_row), rows(min(tokens, args.table_rows)) {
-    const Live live = Live::of(args, kv);
     const bool tall = is_tall(args, tokens);
-    slots = live.slots;
-    pages = live.pages;
-    first_slot = tall ? 0 : min(args.own.slots, slots);
-    first_page = tall ? 0 : min(args.own.pages, pages);
+    slots = args.live_slots(kv);
+    pages = args.live_pages(kv);
+    first_slot = tall ? 0 : min(args.own_part.slots, slots);
+    first_page = tall ? 0 : min(args.own_part.pages, pages);
     count = rows > 0 ? slot_units() + page_units() : 0;
     if (tall) count *= (rows + (kUnitRows - 1)) / kUnitRows;
   }
@@ -346,7 +332,8 @@ __device__ void fill_few_tables(const Args<Form>& args, unsigned block) {
     return warp_sum(lane < request ? tokens_seen : 0);
   };
   if (__any_sync(kAllLanes, leaves_units(args, kv_seen, tokens_seen))) {
-    const LeftUnits<LeftSize> left(args, kv_seen, args.pool_row(seen), lane <= last ? tokens_seen : 0);
+    const LeftUnits<LeftSize> left(args, kv_seen, args.pool_row(args.req_pool_indices.read(seen)),
+                                   lane <= last ? tokens_seen : 0);
     const int ring = args.table_blocks * (blockDim.x / kWarp);
     const int unit = ring_distance(args, lane, table_warp(args, block), ring);
 #pragma unroll 1
@@ -361,6 +348,9 @@ __device__ void fill_few_tables(const Args<Form>& args, unsigned block) {
   own.store(row_of);
 }
 
+/// The last warps of a block, which have the fewest units of their own, look at all requests of a tile, for the block.
+constexpr int kScouts = 8;
+
 constexpr int log2_of(int power_of_two) { return power_of_two == 1 ? 0 : 1 + log2_of(power_of_two / 2); }
 
 /// The requests of a tile of which a block does units that are left over, in any order.
@@ -372,12 +362,12 @@ struct Found {
   int count;
 };
 
-/// The warps of a block do the units that it found, the last first, for the first have more units of their own. Where
-/// it found few requests, a power of two of warps divides the units of one.
+/// The warps of a block do the units that it found, those in the middle first, for the first have more units of their
+/// own and the last are scouts. Where it found few requests, a power of two of warps divides the units of one.
 template <class Size, int kTile, class Form, class RowOf>
 __device__ void fill_found(const Args<Form>& args, const Found<Size, kTile>& found, RowOf row_of) {
-  constexpr int kWarpsLog2 = log2_of(kTile / kWarp);
-  const int warp = kTile / kWarp - 1 - threadIdx.x / kWarp, ring = args.table_blocks;
+  constexpr int kWarps = kTile / kWarp, kWarpsLog2 = log2_of(kWarps);
+  const int warp = (kWarps - 1 - kScouts / 2 - threadIdx.x / kWarp) % kWarps, ring = args.table_blocks;
   const int each_log2 = max(kWarpsLog2 - (kWarp - __clz(found.count - 1)), 0);
   const int step = ring << each_log2, first = (warp & ((1 << each_log2) - 1)) * ring;
 #pragma unroll 1
@@ -389,6 +379,57 @@ __device__ void fill_found(const Args<Form>& args, const Found<Size, kTile>& fou
   }
 }
 
+/// What one warp sees of a tile, where it is a scout: a few requests in each lane.
+template <int kTile, class Form>
+class Scout {
+ public:
+  /// Starts to read the lengths.
+  __device__ Scout(const Args<Form>& args, const Tile& tile)
+      : args_(args), tile_(tile), scout_(kTile / kWarp - 1 - static_cast<int>(threadIdx.x / kWarp)) {
+    if (scout_ >= kScouts) return;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      if (sees(i)) seen_[i] = args.read(tile.begin + min(place(i), tile.requests - 1));
+    }
+  }
+
+  /// Tells how many rows each request has, and which units that are left over are those of the block.
+  template <class Rows, class Size>
+  __device__ void report(unsigned block, Rows& rows, Found<Size, kTile>& found) const {
+    if (scout_ >= kScouts) return;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      if (!sees(i)) continue;
+      const bool exists = place(i) < tile_.requests;
+      const int32_t kv = args_.kv(seen_[i]), tokens = exists ? args_.tokens(seen_[i]) : 0;
+      if (args_.ragged()) rows.set(place(i), tokens);
+      if (!exists || !leaves_units(args_, kv, tokens)) continue;
+      const PoolIndex<Form> pool_index = args_.req_pool_indices.read(tile_.begin + place(i));
+      const LeftUnits<Size> left(args_, kv, args_.pool_row(pool_index), tokens);
+      const int unit = ring_distance(args_, place(i), block, args_.table_blocks);
+      if (unit >= left.count) continue;
+      const int at = atomicAdd(&found.count, 1);
+      found.left[at] = left;
+      found.unit[at] = unit;
+      found.request[at] = place(i);
+    }
+  }
+
+ private:
+  static constexpr int kEach = kTile / kWarp / kScouts;
+  static_assert(kEach * kScouts * kWarp == kTile);
+
+  /// Place in the tile of a lane's request; that of lane 0 tells whether the warp sees any.
+  __device__ int first_place(int i) const { return (i * kScouts + scout_) * kWarp; }
+  __device__ int place(int i) const { return first_place(i) + threadIdx.x % kWarp; }
+  __device__ bool sees(int i) const { return first_place(i) < tile_.requests; }
+
+  const Args<Form>& args_;
+  const Tile& tile_;
+  int scout_;
+  Request<Form> seen_[kEach];
+};
+
 /// The tables of any number of requests.
 template <class Size, class LeftSize, int kTile, class Form>
 __device__ void fill_tables(const Args<Form>& args, unsigned block) {
@@ -397,26 +438,14 @@ __device__ void fill_tables(const Args<Form>& args, unsigned block) {
   __shared__ typename SumBefore<kTile, kMany>::Shared shared;
   SumBefore<kTile, kMany> rows(shared);
   for_each_tile<kTile, kMany>(args.bs, 0, 1, [&](const Tile& tile) {
-    const bool mine = threadIdx.x < tile.requests;
-    const int seen = mine ? tile.begin + static_cast<int>(threadIdx.x) : 0;
-    // All that does not wait for another read is read first.
+    // All that does not wait for another read is read before anything waits.
     std::conditional_t<kMany, NoUnit, OwnUnit<Size, Form>> own(args, block);
-    const Request<Form> request_seen = args.read(seen);
-    const int32_t kv_seen = args.kv(request_seen), tokens_seen = mine ? args.tokens(request_seen) : 0;
-    own.load();
+    const Scout<kTile, Form> scout(args, tile);
+    if (args.ragged()) rows.enter(tile, [&](int earlier) { return args.tokens(args.read(earlier)); });
     if (threadIdx.x == 0) found.count = 0;
     __syncthreads();
-    if (mine && leaves_units(args, kv_seen, tokens_seen)) {
-      const LeftUnits<LeftSize> left(args, kv_seen, args.pool_row(seen), tokens_seen);
-      const int unit = ring_distance(args, threadIdx.x, block, args.table_blocks);
-      if (unit < left.count) {
-        const int i = atomicAdd(&found.count, 1);
-        found.left[i] = left;
-        found.unit[i] = unit;
-        found.request[i] = threadIdx.x;
-      }
-    }
-    if (args.ragged()) rows.enter(tile, tokens_seen, [&](int earlier) { return args.tokens(args.read(earlier)); });
+    scout.report(block, rows, found);
+    own.load();
     __syncthreads();
     const auto row_of = [&](int request) {
       return args.ragged() ? rows.before(request) : args.uniform_tokens_before(tile.begin + request);

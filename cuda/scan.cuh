@@ -234,12 +234,11 @@ class SumBefore {
 
   __device__ explicit SumBefore(Shared& shared) : shared_(shared) {}
 
-  /// Goes on to a tile; `mine` is the value of this thread's request, `of(b)` reads that of an earlier one. All threads
-  /// of the block take part, and synchronize before one of them asks.
+  /// Goes on to a tile; `of(b)` reads the value of an earlier request. All threads of the block take part.
   template <class Of>
-  __device__ void enter(const Tile& tile, int32_t mine, Of of) {
-    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  __device__ void enter(const Tile& tile, Of of) {
     if constexpr (kMany) {
+      const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
       int32_t earlier = 0;
 #pragma unroll 8
       for (int b = summed_ + threadIdx.x; b < tile.begin; b += kThreads)
@@ -251,9 +250,14 @@ class SumBefore {
       __syncthreads();
       summed_ = tile.begin;
     }
-    shared_.each[threadIdx.x] = mine;
-    const int32_t sum = warp_sum(mine);
-    if (lane == 0) shared_.of_warp[warp] = sum;
+  }
+
+  /// Sets the value of the request at a place in the tile. The lanes of a warp set consecutive ones, from a multiple of
+  /// kWarp on; all threads of the block synchronize before one of them asks.
+  __device__ void set(int place, int32_t value) {
+    shared_.each[place] = value;
+    const int32_t sum = warp_sum(value);
+    if (place % kWarp == 0) shared_.of_warp[place / kWarp] = sum;
   }
 
   /// All lanes of a warp ask for the same request, by its place in the tile.

@@ -97,10 +97,14 @@ constexpr int32_t live_slots(int32_t kv, int32_t source_width, int32_t output_wi
   return kv < width ? kv : width;
 }
 
+/// Pages that `slots` slots fill, the last one perhaps in part.
+constexpr int32_t page_count(int32_t slots, const Divisor& page_size) {
+  return slots == 0 ? 0 : page_size.quotient(slots - 1) + 1;
+}
+
 /// Pages of a request that a row of `real_page_table` holds.
 constexpr int32_t live_pages(int32_t kv, int32_t source_width, int32_t output_width, const Divisor& page_size) {
-  const int32_t slots = kv < source_width ? kv : source_width;
-  const int32_t pages = slots == 0 ? 0 : page_size.quotient(slots - 1) + 1;
+  const int32_t pages = page_count(kv < source_width ? kv : source_width, page_size);
   return pages < output_width ? pages : output_width;
 }
 
