@@ -1,6 +1,7 @@
 // replay on the device: one launch, in which some blocks write the lengths and the others the tables.
 #include <cuda_runtime.h>
 
+#include <cstddef>
 #include <numeric>
 
 #include "check.h"
@@ -62,6 +63,7 @@ const void* address(Kernel* kernel) {
 
 using Uniform = Plain<TokenCounts::uniform>;
 using Ragged = Plain<TokenCounts::ragged>;
+static_assert(offsetof(Args<Ragged>, aligned) <= 3 * 64 - 16, "an H100 lays arguments out from byte 16 of a line on");
 
 Kernels kernels(kOp,
                 {address(replay_few_kernel<Uniform>), address(replay_kernel<Uniform>),
@@ -75,12 +77,11 @@ uint32_t home_step(int64_t requests) {
   return static_cast<uint32_t>((apart << 32) / rules::max(requests, 1));
 }
 
-Live widest_rows(const Replay& buffers) {
+Part widest_rows(const Replay& buffers, const rules::Divisor& page_size) {
   const auto kv = static_cast<int32_t>(rules::kMaxStored);
   const int32_t source_width = rules::saturated(buffers.req_to_token.cols);
   return {rules::live_slots(kv, source_width, rules::saturated(buffers.page_table.cols)),
-          rules::live_pages(kv, source_width, rules::saturated(buffers.real_page_table.cols),
-                            rules::Divisor(buffers.page_size))};
+          rules::live_pages(kv, source_width, rules::saturated(buffers.real_page_table.cols), page_size)};
 }
 
 /// Divides up to about `warps` warps among the requests: as many for each as its widest rows can use.
@@ -161,6 +162,7 @@ void launch(const Replay& buffers, const Target& target, cudaStream_t stream) {
                                       rules::max(buffers.nsa_cu_seqlens_k.size - 1, 0));
   const int64_t bs = buffers.seq_lens.size;
   const int64_t table_rows = bs > 0 ? rules::max(buffers.page_table.rows, buffers.real_page_table.rows) : 0;
+  const rules::Divisor page_size(buffers.page_size);
   Args<Form> args{0,
                   0,
                   static_cast<int32_t>(bs),
@@ -171,14 +173,14 @@ void launch(const Replay& buffers, const Target& target, cudaStream_t stream) {
                   Elements<Step>(buffers.extend_seq_lens),
                   buffers.mode == Mode::target_verify ? uniform_tokens : 0,
                   OwnWarps(),
-                  widest_rows(buffers),
+                  widest_rows(buffers, page_size),
                   Rows<const int32_t, Stride>(buffers.req_to_token),
                   static_cast<uint32_t>(buffers.page_size),
-                  rules::Divisor(buffers.page_size),
+                  page_size,
                   rules::saturated(table_rows),
                   Rows<int32_t, Stride>(buffers.page_table),
                   Rows<int32_t, Stride>(buffers.real_page_table),
-                  Live(),
+                  Part(),
                   home_step(rules::min(bs, kTile)),
                   rows_are_aligned(buffers),
                   0,
@@ -212,7 +214,11 @@ void launch(const Replay& buffers, const Target& target, cudaStream_t stream) {
     const int64_t warps = threads / kWarp;
     int64_t own_blocks = 1;
     if constexpr (!Form::kMany) {
-      few ? divide_warps<FewSize<Form>>(args, limit * warps) : divide_warps<ManySize>(args, limit * warps);
+      if (few) {
+        divide_warps<FewSize<Form>>(args, limit * warps);
+      } else {
+        divide_warps<ManySize>(args, limit * warps);
+      }
       own_blocks = rules::ceil_div(args.own.each * bs, warps);
     }
     const Grid left(bs, kTile, rules::ceil_div(most_left_units(args), warps), limit);

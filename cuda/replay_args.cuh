@@ -85,25 +85,20 @@ struct OwnWarps {
   int32_t kv = 0;          ///< KV entries up to which they are enough
 };
 
-/// How much of a request's rows has, or can have, values of its own.
-struct Live {
+/// A part of a request's rows, from their start.
+struct Part {
   int32_t slots = 0;
   int32_t pages = 0;
 };
 
 /// The lengths of a request as they lie in memory.
-template <class Form>
 struct Request {
-  typename Elements<typename Form::Step>::Words seq_len;
-  typename Elements<typename Form::Step>::Words tokens;  ///< where ragged
+  Words seq_len;
+  Words tokens;  ///< where ragged
 };
 
-/// An index into req_to_token, the same way.
-template <class Form>
-using PoolIndex = typename Elements<typename Form::Step>::Words;
-
-/// Arguments are fetched by lines of 64 bytes, one after the other: what a warp of tables reads first stands first.
-/// Where arguments are Plain, three lines hold all that tables take.
+/// Arguments are fetched by lines of 64 bytes, one after the other: what a warp of tables reads first stands first. On
+/// an H100, three lines hold all that tables take where arguments are Plain.
 template <class Form>
 struct Args {
   // Blocks of a row of the grid: first those that write lengths, then those that write tables.
@@ -118,14 +113,14 @@ struct Args {
   int32_t uncounted;                              ///< tokens of each request that seq_lens does not count yet
   // Tables.
   OwnWarps own;
-  Live widest;  ///< of requests as long as the tables are wide
+  Part widest;  ///< live at most, however long the request
   Rows<const int32_t, typename Form::Stride> req_to_token;
   uint32_t page_size;
   rules::Divisor page_size_divisor;
   int32_t table_rows;  ///< rows of the longer table
   Rows<int32_t, typename Form::Stride> page_table;
   Rows<int32_t, typename Form::Stride> real_page_table;
-  Live own_part;       ///< what its own warps do of a request, at most
+  Part own_part;       ///< what a request's own warps do of it, at most
   uint32_t home_step;  ///< between the homes of two requests of a tile, as a part of 2**32 of the ring
   bool aligned;        ///< every row of req_to_token and page_table starts at a multiple of 16 bytes
   // Lengths.
@@ -149,19 +144,19 @@ struct Args {
     return Form::kCounts == TokenCounts::ragged;
   }
 
-  __device__ Request<Form> read(int b) const {
-    Request<Form> request{seq_lens.read(b), {}};
+  __device__ Request read(int b) const {
+    Request request{seq_lens.read(b), {}};
     if (ragged()) request.tokens = extend_seq_lens.read(b);
     return request;
   }
-  __device__ int32_t tokens(const Request<Form>& request) const {
+  __device__ int32_t tokens(const Request& request) const {
     return ragged() ? rules::adjusted(extend_seq_lens.length32(request.tokens), 0) : uniform_tokens;
   }
-  __device__ int32_t kv(const Request<Form>& request) const {
+  __device__ int32_t kv(const Request& request) const {
     return rules::kv_length(seq_lens.length32(request.seq_len), uncounted);
   }
   /// KV length that the first token of a request sees.
-  __device__ int32_t first(const Request<Form>& request) const {
+  __device__ int32_t first(const Request& request) const {
     if constexpr (Form::kCounts == TokenCounts::uniform) {
       return rules::first_seqlen_of_uniform(seq_lens.length32(request.seq_len), uncounted, uniform_tokens);
     }
@@ -174,7 +169,7 @@ struct Args {
     return min(rules::page_count(kv, page_size_divisor), widest.pages);
   }
   /// A row of req_to_token, -1 outside the pool.
-  __device__ int32_t pool_row(const PoolIndex<Form>& pool_index) const {
+  __device__ int32_t pool_row(const Words& pool_index) const {
     const int64_t index = req_pool_indices.value(pool_index);
     return static_cast<uint64_t>(index) < static_cast<uint64_t>(req_to_token.rows) ? static_cast<int32_t>(index) : -1;
   }

@@ -48,7 +48,7 @@ __device__ void fill_tokens(const Args<Form>& args, unsigned share) {
   RunningScan<kTile, kMany, kSums> scan(shared);
 
   const auto load = [&](int b, int32_t& tokens, int32_t& first) {
-    const Request<Form> request = args.read(b);
+    const Request request = args.read(b);
     tokens = args.tokens(request);
     first = args.first(request);
     Sums<kSums> sums;
@@ -110,7 +110,7 @@ __device__ void fill_few_lengths(const Args<Form>& args, unsigned warp) {
   const int of = mine ? lane : 0;
   if (warp < args.few.tokens) {
     const int share = args.bs_divisor.quotient(warp), b = warp - share * args.bs;
-    const Request<Form> request = args.read(of);
+    const Request request = args.read(of);
     const int32_t first = args.first(request), tokens = mine ? args.tokens(request) : 0;
     const int32_t clipped = lane < b ? rules::clipped_sum(first, tokens, args.topk) : 0;
     const int32_t first_of = __shfl_sync(kAllLanes, first, b);
@@ -148,7 +148,7 @@ __device__ void fill_few_lengths(const Args<Form>& args, unsigned warp) {
     if (args.cu_seqlens_k != nullptr) *args.cu_seqlens_k = 0;
     if (args.nsa_cu_seqlens_k_start != nullptr) *args.nsa_cu_seqlens_k_start = 0;
   }
-  Request<Form> request{};
+  Request request{};
   if (mine) request = args.read(lane);
   const int32_t tokens = mine ? args.tokens(request) : 0;
   const int32_t total = kRagged ? warp_sum(tokens) : args.uniform_tokens_before(args.bs);

@@ -8,9 +8,9 @@
 // request has a home, from where those units go round. Homes are apart, so the units of like requests are spread
 // evenly, those of a long request over all warps, and no warp needs to know of the units of others.
 //
-// What all requests are, a warp has to know only where they are ragged or leave units over. A few warps of a block, its
-// scouts, find that out for the others: most of the time goes by before data arrives, and what each warp executes in it
-// delays all others of its multiprocessor.
+// What all requests are, a warp has to know only to count the rows before a ragged one, and to find what is left over.
+// Of up to one warp's width of requests, each warp looks for itself; of more, half the warps of a block, its scouts,
+// look for all.
 #pragma once
 
 #include <type_traits>
@@ -187,7 +187,7 @@ class OwnUnit {
     of_slots_ = place_ < args_.own.slot_warps;
     begin_ = of_slots_ ? place_ * Size::kUnitSlots : (place_ - args_.own.slot_warps) * Size::kUnitPages;
     end_ = 0;
-    // A warp past the end of its request stops at once: all warps of a multiprocessor take turns.
+    // A warp past the end of its request does no more for a unit of its own: the warps of a multiprocessor take turns.
     const uint32_t first_slot = static_cast<uint32_t>(begin_) * (of_slots_ ? 1 : args_.page_size);
     if (place_ >= args_.own.each || first_slot >= static_cast<uint32_t>(kv)) return;
     tokens_ = args_.tokens(lengths_);
@@ -220,8 +220,8 @@ class OwnUnit {
   const Args<Form>& args_;
   int place_;  ///< of the warp among those of the request
   int request_;
-  Request<Form> lengths_;
-  PoolIndex<Form> pool_index_;
+  Request lengths_;
+  Words pool_index_;
   int32_t tokens_;
   bool of_slots_;
   int begin_, end_;  ///< of the unit; nothing to do where it ends at 0
@@ -324,7 +324,7 @@ __device__ void fill_few_tables(const Args<Form>& args, unsigned block) {
   const int lane = threadIdx.x % kWarp, last = args.bs - 1, seen = min(lane, last);
   // All that does not wait for another read is read first.
   OwnUnit<Size, Form> own(args, block);
-  const Request<Form> request_seen = args.read(seen);
+  const Request request_seen = args.read(seen);
   const int32_t kv_seen = args.kv(request_seen), tokens_seen = args.tokens(request_seen);
   own.load();
   const auto row_of = [&](int request) {
@@ -348,7 +348,7 @@ __device__ void fill_few_tables(const Args<Form>& args, unsigned block) {
   own.store(row_of);
 }
 
-/// The last warps of a block, which have the fewest units of their own, look at all requests of a tile, for the block.
+/// The last warps of a block, which have the fewest units of their own, look at all requests of a tile for the block.
 constexpr int kScouts = 8;
 
 constexpr int log2_of(int power_of_two) { return power_of_two == 1 ? 0 : 1 + log2_of(power_of_two / 2); }
@@ -362,12 +362,14 @@ struct Found {
   int count;
 };
 
-/// The warps of a block do the units that it found, those in the middle first, for the first have more units of their
-/// own and the last are scouts. Where it found few requests, a power of two of warps divides the units of one.
+/// The warps of a block do the units that it found. First come the scouts that see nothing of up to 128 requests, then
+/// the warps before them, for the first have more units of their own; last come the other scouts. Where the block found
+/// few requests, a power of two of warps divides the units of one.
 template <class Size, int kTile, class Form, class RowOf>
 __device__ void fill_found(const Args<Form>& args, const Found<Size, kTile>& found, RowOf row_of) {
   constexpr int kWarps = kTile / kWarp, kWarpsLog2 = log2_of(kWarps);
-  const int warp = (kWarps - 1 - kScouts / 2 - threadIdx.x / kWarp) % kWarps, ring = args.table_blocks;
+  const int warp = (kWarps - 1 - kScouts / 2 - static_cast<int>(threadIdx.x / kWarp)) & (kWarps - 1);
+  const int ring = args.table_blocks;
   const int each_log2 = max(kWarpsLog2 - (kWarp - __clz(found.count - 1)), 0);
   const int step = ring << each_log2, first = (warp & ((1 << each_log2) - 1)) * ring;
 #pragma unroll 1
@@ -393,9 +395,9 @@ class Scout {
     }
   }
 
-  /// Tells how many rows each request has, and which units that are left over are those of the block.
-  template <class Rows, class Size>
-  __device__ void report(unsigned block, Rows& rows, Found<Size, kTile>& found) const {
+  /// Tells how many rows each request has, where they are ragged, and which units that are left over are the block's.
+  template <class Size>
+  __device__ void report(unsigned block, SumBefore<kTile, Form::kMany>& rows, Found<Size, kTile>& found) const {
     if (scout_ >= kScouts) return;
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
@@ -404,7 +406,7 @@ class Scout {
       const int32_t kv = args_.kv(seen_[i]), tokens = exists ? args_.tokens(seen_[i]) : 0;
       if (args_.ragged()) rows.set(place(i), tokens);
       if (!exists || !leaves_units(args_, kv, tokens)) continue;
-      const PoolIndex<Form> pool_index = args_.req_pool_indices.read(tile_.begin + place(i));
+      const Words pool_index = args_.req_pool_indices.read(tile_.begin + place(i));
       const LeftUnits<Size> left(args_, kv, args_.pool_row(pool_index), tokens);
       const int unit = ring_distance(args_, place(i), block, args_.table_blocks);
       if (unit >= left.count) continue;
@@ -419,7 +421,7 @@ class Scout {
   static constexpr int kEach = kTile / kWarp / kScouts;
   static_assert(kEach * kScouts * kWarp == kTile);
 
-  /// Place in the tile of a lane's request; that of lane 0 tells whether the warp sees any.
+  /// Places in the tile: of lane 0's request, which tells whether the warp sees any, and of this lane's.
   __device__ int first_place(int i) const { return (i * kScouts + scout_) * kWarp; }
   __device__ int place(int i) const { return first_place(i) + threadIdx.x % kWarp; }
   __device__ bool sees(int i) const { return first_place(i) < tile_.requests; }
@@ -427,7 +429,7 @@ class Scout {
   const Args<Form>& args_;
   const Tile& tile_;
   int scout_;
-  Request<Form> seen_[kEach];
+  Request seen_[kEach];
 };
 
 /// The tables of any number of requests.

@@ -1,4 +1,4 @@
-// How blocks share the requests of a batch, one thread a request, and the in-block scan that both ops use.
+// How blocks share the requests of a batch, and the in-block scan that both ops use.
 //
 // These kernels run for a microsecond, in which fetching their instructions counts: what a batch of one tile needs is
 // kept short and free of divisions, and what only larger batches need is left out of its kernels at compile time.
@@ -14,6 +14,12 @@ namespace nsa_kernel::cuda {
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = ~0u;
 
+/// A length or an index as it lies in memory.
+struct alignas(int64_t) Words {
+  uint32_t low;
+  int32_t high;  ///< of int64 only
+};
+
 /// Lengths or indices as kernels read them. Reading one is kept apart from making a number of it, so that several are
 /// read before the first is looked at.
 template <class Step = uint64_t>
@@ -21,12 +27,6 @@ struct Elements {
   const char* data;  ///< null: not given
   Step step;         ///< bytes from one element to the next
   int32_t high;      ///< bytes from the start of an element to the word that holds its sign: 0 of int32, 4 of int64
-
-  /// An element as it lies in memory.
-  struct alignas(int64_t) Words {
-    uint32_t low;
-    int32_t high;  ///< of int64 only
-  };
 
   explicit Elements(const LengthView& view)
       : data(view.int64 != nullptr ? reinterpret_cast<const char*>(view.int64)

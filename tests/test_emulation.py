@@ -105,12 +105,13 @@ def test_replay_by_name(kernels, case, multiprocessors):
     test_replay.check(**case, device="cpu", way=Machine(kernels, multiprocessors).replay)
 
 
+@pytest.mark.parametrize("multiprocessors", [1, 4])
 @pytest.mark.parametrize("bs", [0, 1, 16, 17, 32, 33, 128, 129, 512, 513, 1024, 1025, 2100])
-def test_batch_sizes(kernels, bs):
+def test_batch_sizes(kernels, bs, multiprocessors):
     draw = random.Random(bs)
     q = [draw.choice([0, 1, 2, 3, 40 if b == bs // 2 else 4]) for b in range(bs)]
     k = [draw.randrange(90) for _ in range(bs)]
-    machine = Machine(kernels, multiprocessors=4, seed=bs)
+    machine = Machine(kernels, multiprocessors, seed=bs)
     for variant in test_draft_extend.VARIANTS:
         test_draft_extend.check(q, k, 40, device="cpu", variant=variant, way=machine.draft_extend)
     pool, indices = [list(range(60)), list(range(600, 660))], [b % 3 for b in range(bs)]
