@@ -45,6 +45,7 @@ bool is_numpy(nb::handle type) {
 /// What is known of a type once it has been met.
 struct TypeFacts {
   const ExchangeTable* table = nullptr;
+  bool is_torch = false;
   bool is_jax = false;     ///< its arrays are immutable, which not every export says
   bool is_fake = false;    ///< its arrays have no memory
   bool is_buffer = false;  ///< it has a buffer and no DLPack
@@ -61,7 +62,10 @@ class TypeCache {
       if (known == nullptr) break;
     }
     const nb::handle handle = reinterpret_cast<PyObject*>(type);
-    const TypeFacts facts{look_up_table(type), is_jax(handle), is_fake(handle),
+    const TypeFacts facts{look_up_table(type),
+                          derives_from(handle, "torch"),
+                          is_jax(handle),
+                          is_fake(handle),
                           PyType_GetSlot(type, Py_bf_getbuffer) != nullptr && !nb::hasattr(handle, "__dlpack__"),
                           is_numpy(handle)};
     add(type, facts);
@@ -270,6 +274,7 @@ Arguments::Raw Arguments::imported(const char* name, nb::handle array, bool writ
   if (writable && nb::try_cast(source, writable_array, false)) {
     result = nb::ndarray<nb::ro>(writable_array);
   } else if (!nb::try_cast(source, result, false)) {
+    if (facts.is_numpy) exported(name, array, false);  // raises with the reason that NumPy gives
     refuse(name, is_a(array) + ", must be an array that exports DLPack");
   } else if (writable) {
     refuse(name, "is read-only, must be writable");
@@ -406,6 +411,13 @@ nb::object allocated(const ExchangeTable& table, Device device) {
   return nb::steal(static_cast<PyObject*>(object));
 }
 
+/// The same through torch before 2.10, which has no table.
+nb::object allocated_by_torch(Device device) {
+  const nb::module_ torch = nb::module_::import_("torch");
+  return torch.attr("empty")(1, nb::arg("dtype") = torch.attr("int32"),
+                             nb::arg("device") = device_name(device).c_str());
+}
+
 nb::object allocated_by_package(const char* package, Device device) {
   const nb::module_ module = nb::module_::import_(package);
   if (device.type == DeviceType::cpu) return module.attr("empty")(1, nb::arg("dtype") = "int32");
@@ -431,6 +443,7 @@ Element one_element(nb::handle like, nb::handle writable, Device device) {
   if (table != nullptr && table->allocate != nullptr && table->managed_to_object != nullptr) {
     return {allocated(*table, device)};
   }
+  if (facts.is_torch) return {allocated_by_torch(device)};
   return {allocated_by_package(device.type == DeviceType::cpu ? "numpy" : "cupy", device)};
 }
 

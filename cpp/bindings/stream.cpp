@@ -43,6 +43,14 @@ std::string package_of(nb::handle type) {
   return name.substr(0, name.find('.'));
 }
 
+bool derives_from(nb::handle type, const char* package) {
+  auto* base = reinterpret_cast<PyTypeObject*>(type.ptr());
+  for (; base != nullptr; base = static_cast<PyTypeObject*>(PyType_GetSlot(base, Py_tp_base))) {
+    if (package_of(reinterpret_cast<PyObject*>(base)) == package) return true;
+  }
+  return false;
+}
+
 void StreamSource::offer(nb::handle type, const ExchangeTable* table) {
   if (kind_ != Kind::none) return;
   if (table != nullptr && table->current_stream != nullptr) {
@@ -50,9 +58,8 @@ void StreamSource::offer(nb::handle type, const ExchangeTable* table) {
     table_ = table;
     return;
   }
-  const std::string package = package_of(type);
-  if (package == "torch") kind_ = Kind::torch;
-  if (package == "cupy") kind_ = Kind::cupy;
+  if (derives_from(type, "cupy")) kind_ = Kind::cupy;
+  if (derives_from(type, "torch")) kind_ = Kind::torch;
 }
 
 Stream StreamSource::current(Device device) const {

@@ -31,4 +31,7 @@ Stream stream_handle(const char* op, nanobind::handle stream);
 /// The package that a type comes from, such as "torch".
 std::string package_of(nanobind::handle type);
 
+/// Whether a type, or one whose memory its objects extend, comes from `package`.
+bool derives_from(nanobind::handle type, const char* package);
+
 }  // namespace nsa_kernel::bindings
