@@ -81,7 +81,7 @@ def test_the_count_of_many_calls_in_a_row(device, bs):
 def test_over_capacity_raises_after_writing_what_fits(device, capacity):
     args = arguments(device)
     outputs = [Output(capacity, device=device), Output(capacity + 1, device=device)]
-    message = f"{OP}: the shorter output has {capacity} elements, must have at least 5, the number of tokens"
+    message = f"{OP}: out_seqlens_expanded has {capacity} elements, must have at least 5, the number of tokens"
     with pytest.raises(ValueError, match=f"^{message}$"):
         nsa_kernel.fill_draft_extend_metadata_cuda(*args[:3], *(output.array for output in outputs))
     outputs[0].check(EXPANDED[:capacity], "out_seqlens_expanded")

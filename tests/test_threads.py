@@ -328,6 +328,34 @@ def test_a_device_that_failed_is_reported_and_never_waited_for(device, call, see
     assert run_process(code, device).startswith("fill_draft_extend_metadata: CUDA error ")
 
 
+DAEMON = """
+import array, threading, time
+import nsa_kernel
+
+def ints(*values):
+    return array.array("i", values)
+
+plan = nsa_kernel.DraftExtendPlan(ints(2, 3), ints(10, 15), 12, ints(*[0] * 5), ints(*[0] * 5))
+
+def run_for_ever():
+    while True:
+        plan.run()
+
+threading.Thread(target=run_for_ever, daemon=True).start()
+time.sleep(0.05)
+"""
+
+
+def test_a_process_may_exit_while_a_daemon_thread_calls():
+    """The interpreter shuts down while the thread waits for the GIL; several times, for that takes some luck."""
+    command = [sys.executable, "-c", DAEMON]
+    for _ in range(6):
+        processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+        for process in processes:
+            errors = process.communicate(timeout=60)[1]
+            assert process.returncode == 0, errors
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize(
     "call",

@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <limits>
@@ -47,11 +48,32 @@ constexpr std::pair<const char*, Variant> kVariants[] = {
 constexpr std::pair<const char*, Mode> kModes[] = {
     {"decode", Mode::decode}, {"target_verify", Mode::target_verify}, {"draft_extend", Mode::draft_extend}};
 
+/// Lets other threads run Python.
+class ReleasedGil {
+ public:
+  ReleasedGil() = default;
+  ReleasedGil(const ReleasedGil&) = delete;
+  ReleasedGil& operator=(const ReleasedGil&) = delete;
+
+  /// Once the interpreter shuts down, Python before 3.14 ends a thread that asks for the GIL by unwinding its stack,
+  /// which the frames below would answer by ending the process. Such a thread stops here, as it does in later versions.
+  ~ReleasedGil() {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      for (;;) pause();
+    }
+  }
+
+ private:
+  PyThreadState* state_ = PyEval_SaveThread();
+};
+
 /// Does `work` while other threads run Python: it may wait for a stream that is full, or for the device, which may wait
 /// for a callback in Python. The caller of the Python function holds the arrays meanwhile.
 template <class Work>
 auto without_gil(Work work) {
-  const nb::gil_scoped_release released;
+  const ReleasedGil released;
   return work();
 }
 
@@ -149,9 +171,11 @@ int64_t fill_draft_extend_and_wait(nb::handle q, nb::handle k, nb::handle topk, 
   const Variant variant = optimized ? Variant::optimized : adaptive ? Variant::adaptive : Variant::basic;
   const Stream on = args.stream();
   const int64_t tokens = without_gil([&] { return fill_draft_extend_metadata_and_count(buffers, variant, on); });
-  const int64_t capacity = std::min(buffers.out_seqlens_expanded.size, buffers.out_nsa_cache_seqlens.size);
+  const auto [capacity, shorter] = std::min(std::pair(buffers.out_seqlens_expanded.size, "out_seqlens_expanded"),
+                                            std::pair(buffers.out_nsa_cache_seqlens.size, "out_nsa_cache_seqlens"),
+                                            [](const auto& a, const auto& b) { return a.first < b.first; });
   if (tokens > capacity) {
-    const std::string message = std::string(kDraftExtend) + ": the shorter output has " + std::to_string(capacity) +
+    const std::string message = std::string(kDraftExtend) + ": " + shorter + " has " + std::to_string(capacity) +
                                 " elements, must have at least " + std::to_string(tokens) + ", the number of tokens";
     throw nb::value_error(message.c_str());
   }
