@@ -39,3 +39,25 @@ def test_the_consumer_builds_and_runs(origin, tmp_path, request):
     assert "cpu ok" in lines
     if shutil.which("nvcc") and nsa_kernel.is_cuda_kernel_available():
         assert "cuda:0 ok" in lines
+
+
+PARENT = """
+cmake_minimum_required(VERSION 3.25)
+project(parent LANGUAGES CXX)
+set(NSA_KERNEL_CUDA OFF)
+add_subdirectory({root} nsa_kernel)
+"""
+
+
+@pytest.mark.skipif(not (CMAKE and COMPILER), reason="needs CMake and a C++ compiler")
+@pytest.mark.parametrize("build_type", ["", "Debug"])
+def test_a_parent_project_installs_a_package_that_works(build_type, tmp_path):
+    """The parent says which build it is, also by saying nothing."""
+    (tmp_path / "CMakeLists.txt").write_text(PARENT.format(root=SOURCE.parents[1]))
+    build, prefix, consumer = tmp_path / "build", tmp_path / "prefix", tmp_path / "consumer"
+    run(CMAKE, "-S", tmp_path, "-B", build, f"-DCMAKE_BUILD_TYPE={build_type}")
+    run(CMAKE, "--build", build, "--parallel")
+    run(CMAKE, "--install", build, "--prefix", prefix)
+    run(CMAKE, "-S", SOURCE, "-B", consumer, f"-DCMAKE_PREFIX_PATH={prefix}")
+    run(CMAKE, "--build", consumer)
+    assert "cpu ok" in run(consumer / "consumer")

@@ -21,6 +21,9 @@ const char* name(Mode mode) {
   }
 }
 
+/// Of no request, no input is missed: an empty array may have a null address, like one that is not given.
+bool has_no_request(const Replay& args) { return args.seq_lens.size == 0; }
+
 void check_mode(const Replay& args) {
   const bool ragged = static_cast<bool>(args.extend_seq_lens);
   if (args.mode == Mode::draft_extend && ragged) {
@@ -33,9 +36,11 @@ void check_mode(const Replay& args) {
     require(!args.ctx_lens_2d, "ctx_lens_2d is given in mode decode, must be absent");
     return;
   }
-  require(args.num_draft_tokens.has_value(), "num_draft_tokens is absent in mode ", name(args.mode), ", must be given");
-  require.not_negative("num_draft_tokens", *args.num_draft_tokens);
-  require.at_most("num_draft_tokens", *args.num_draft_tokens, rules::kMaxStored);
+  require(args.num_draft_tokens || has_no_request(args), "num_draft_tokens is absent in mode ", name(args.mode),
+          ", must be given");
+  const int64_t tokens = args.num_draft_tokens.value_or(0);
+  require.not_negative("num_draft_tokens", tokens);
+  require.at_most("num_draft_tokens", tokens, rules::kMaxStored);
 }
 
 void check_outputs(const Replay& args) {
@@ -75,8 +80,10 @@ void check_tables(const Replay& args) {
   // The device divides the rows of both tables into units, which it counts in 32 bits.
   const int64_t columns = args.page_table.cols / 256 + args.real_page_table.cols / 32 + 2;
   const int64_t rows = rules::max(args.page_table.rows, args.real_page_table.rows);
-  require(columns * (rows / 16 + 1024) <= rules::kMaxStored, "the tables have ", rows, " rows and ",
-          args.page_table.cols, " and ", args.real_page_table.cols, " columns, must have fewer");
+  require(columns * (rows / 16 + 1024) <= rules::kMaxStored, "page_table has shape [", args.page_table.rows, ", ",
+          args.page_table.cols, "] and real_page_table [", args.real_page_table.rows, ", ", args.real_page_table.cols,
+          "], must be smaller");
+  if (has_no_request(args)) return;
   const char* table = args.page_table ? "page_table" : "real_page_table";
   require(static_cast<bool>(args.req_pool_indices), "req_pool_indices is absent, must be given with ", table);
   require(static_cast<bool>(args.req_to_token), "req_to_token is absent, must be given with ", table);
@@ -88,7 +95,7 @@ Replay checked(Replay args) {
   require.countable("seq_lens", args.seq_lens.size);
   require.not_negative("nsa_index_topk", args.nsa_index_topk);
   check_mode(args);
-  if (args.mode == Mode::decode) args.num_draft_tokens = 1;
+  args.num_draft_tokens = args.mode == Mode::decode ? 1 : args.num_draft_tokens.value_or(0);
   check_outputs(args);
   check_tables(args);
   args.nsa_index_topk = rules::min(args.nsa_index_topk, rules::kMaxStored);

@@ -115,6 +115,27 @@ void run_replay(Device device) {
   running.expect("nsa_cu_seqlens_k", {0, 2, 4});
 }
 
+/// The address of an empty vector may be null, like that of an array that is not given.
+void refresh_no_request(Device device) {
+  const std::vector<int32_t> none;
+  const Words running(device, 1), slots(device, 8), num_tokens(device, 1);
+  nsa_kernel::Replay buffers;
+  buffers.seq_lens = {none.data(), 0};
+  buffers.cu_seqlens_k = running.view();
+  buffers.num_tokens = num_tokens.view();
+  buffers.device = device;
+  for (auto mode : {nsa_kernel::Mode::decode, nsa_kernel::Mode::target_verify, nsa_kernel::Mode::draft_extend}) {
+    buffers.mode = mode;
+    if (mode == nsa_kernel::Mode::draft_extend) buffers.extend_seq_lens = {none.data(), 0};
+    buffers.req_pool_indices = {none.data(), 0};
+    buffers.page_table = slots.table<int32_t>(2);
+    nsa_kernel::ReplayPlan(buffers).run();
+    running.expect("cu_seqlens_k", {0});
+    num_tokens.expect("num_tokens", {0});
+    slots.expect("page_table", std::vector<int32_t>(8, -1));
+  }
+}
+
 void refuse_bad_arguments() {
   const Words q({}, {2, 3}), k({}, {10});
   nsa_kernel::DraftExtend buffers;
@@ -131,6 +152,7 @@ void refuse_bad_arguments() {
 void run(Device device, const std::string& name) {
   run_draft_extend(device);
   run_replay(device);
+  refresh_no_request(device);
   std::cout << name << (failures == 0 ? " ok" : " wrong") << '\n';
 }
 

@@ -23,13 +23,13 @@ inline constexpr int kBlockSize = 256;
 
 /// Buffers of one draft-extend fill. `bs` is the number of requests; the capacity is the shorter of the two outputs.
 struct DraftExtend {
-  LengthView extend_seq_lens;           ///< [bs] tokens that each request adds
-  LengthView seq_lens;                  ///< [bs] KV length of each request, added tokens included
-  int64_t nsa_index_topk = 0;           ///< KV entries that sparse attention keeps per token
-  View<int32_t> out_seqlens_expanded;   ///< [capacity] out: KV length that each token sees
-  View<int32_t> out_nsa_cache_seqlens;  ///< [capacity] out: the same, at most `nsa_index_topk`
-  View<int32_t> out_num_tokens;         ///< [1] out, optional: number of tokens, also when it exceeds the capacity
-  Device device;                        ///< where all of them live
+  LengthView extend_seq_lens{};           ///< [bs] tokens that each request adds
+  LengthView seq_lens{};                  ///< [bs] KV length of each request, added tokens included
+  int64_t nsa_index_topk = 0;             ///< KV entries that sparse attention keeps per token
+  View<int32_t> out_seqlens_expanded{};   ///< [capacity] out: KV length that each token sees
+  View<int32_t> out_nsa_cache_seqlens{};  ///< [capacity] out: the same, at most `nsa_index_topk`
+  View<int32_t> out_num_tokens{};         ///< [1] out, optional: number of tokens, also when it exceeds the capacity
+  Device device{};                        ///< where all of them live
 };
 
 /// A draft-extend fill bound to its buffers: checked once, run every step.

@@ -16,26 +16,26 @@ enum class Mode {
 };
 
 /// Buffers of one replay refresh. `bs` is the number of requests, `rows` the number of tokens.
-/// Every output is optional; an absent one costs nothing.
+/// Every output is optional; an absent one costs nothing. Where `bs` is 0, no input is needed.
 struct Replay {
   Mode mode = Mode::decode;
-  LengthView seq_lens;                      ///< [bs] KV length of each request
-  int64_t nsa_index_topk = 0;               ///< KV entries that sparse attention keeps per token
-  LengthView req_pool_indices;              ///< [bs] row of each request in `req_to_token`
-  TableView<const int32_t> req_to_token;    ///< [pool, width] token position to KV slot
-  LengthView extend_seq_lens;               ///< [bs] tokens of each request; given: `draft_extend` is ragged
-  std::optional<int64_t> num_draft_tokens;  ///< tokens of each request, where `extend_seq_lens` is not given
-  int64_t page_size = 1;                    ///< slots in a page of `real_page_table`
-  View<int32_t> cache_seqlens;              ///< [bs] out: KV length
-  View<int32_t> cu_seqlens_k;               ///< [bs + 1] out: 0, then the running sum of the KV lengths
-  View<int32_t> seqlens_expanded;           ///< [rows] out: KV length that each token sees
-  View<int32_t> nsa_cache_seqlens;          ///< [rows] out: the same, at most `nsa_index_topk`
-  View<int32_t> nsa_cu_seqlens_k;           ///< [rows + 1] out: 0, then the running sum of `nsa_cache_seqlens`
-  TableView<int32_t> page_table;            ///< [rows, >= KV length] out: KV slots of each token's request
-  TableView<int32_t> real_page_table;       ///< [rows, >= pages] out: the pages that hold them
-  TableView<int32_t> ctx_lens_2d;           ///< [bs, num_draft_tokens] out: KV length, once a token
-  View<int32_t> num_tokens;                 ///< [1] out: number of tokens, also when it exceeds the rows given
-  Device device;                            ///< where all of them live
+  LengthView seq_lens{};                      ///< [bs] KV length of each request
+  int64_t nsa_index_topk = 0;                 ///< KV entries that sparse attention keeps per token
+  LengthView req_pool_indices{};              ///< [bs] row of each request in `req_to_token`
+  TableView<const int32_t> req_to_token{};    ///< [pool, width] token position to KV slot
+  LengthView extend_seq_lens{};               ///< [bs] tokens of each request; given: `draft_extend` is ragged
+  std::optional<int64_t> num_draft_tokens{};  ///< tokens of each request, where `extend_seq_lens` is not given
+  int64_t page_size = 1;                      ///< slots in a page of `real_page_table`
+  View<int32_t> cache_seqlens{};              ///< [bs] out: KV length
+  View<int32_t> cu_seqlens_k{};               ///< [bs + 1] out: 0, then the running sum of the KV lengths
+  View<int32_t> seqlens_expanded{};           ///< [rows] out: KV length that each token sees
+  View<int32_t> nsa_cache_seqlens{};          ///< [rows] out: the same, at most `nsa_index_topk`
+  View<int32_t> nsa_cu_seqlens_k{};           ///< [rows + 1] out: 0, then the running sum of `nsa_cache_seqlens`
+  TableView<int32_t> page_table{};            ///< [rows, >= KV length] out: KV slots of each token's request
+  TableView<int32_t> real_page_table{};       ///< [rows, >= pages] out: the pages that hold them
+  TableView<int32_t> ctx_lens_2d{};           ///< [bs, num_draft_tokens] out: KV length, once a token
+  View<int32_t> num_tokens{};                 ///< [1] out: number of tokens, also when it exceeds the rows given
+  Device device{};                            ///< where all of them live
 };
 
 /// A replay refresh bound to its buffers: checked once, run every step.

@@ -56,7 +56,7 @@ struct TableView {
   T* data = nullptr;
   int64_t rows = 0;
   int64_t cols = 0;
-  int64_t row_stride = 0;
+  int64_t row_stride = cols;  ///< elements from one row to the next
 
   /// False for a table that was not given.
   explicit constexpr operator bool() const { return data != nullptr; }
