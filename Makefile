@@ -1,4 +1,4 @@
-# `make demo` and `make test` need python3, g++ and make; they work in .venv and touch nothing else.
+# `make demo` and `make test` need python3, g++ and make; they work in .venv and build, and touch nothing else.
 
 PYTHON ?= python3
 VENV := .venv
@@ -21,7 +21,7 @@ demo: $(VENV)/.package ## build, and run the main job on a small batch
 	$(BIN)/python -m nsa_kernel demo
 
 test: $(VENV)/.package $(VENV)/.test build/prefix ## build, and run the tests
-	NSA_KERNEL_PREFIX=$(PWD)/build/prefix $(BIN)/python -m pytest
+	NSA_KERNEL_PREFIX="$(CURDIR)/build/prefix" $(BIN)/python -m pytest
 
 fuzz: $(VENV)/.package $(VENV)/.test ## the fuzz tests, for as long as FUZZ_EXAMPLES says
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/test_fuzz.py

@@ -16,6 +16,7 @@ from compare import changes, compared_times
 from environment import environment, folder_name
 from limits import limits
 from measure import SETS, Bench, finish_on, run_checked
+from nsa_kernel.benchmark import round_count
 from parts import BATCH_SIZES, PARTS, parts
 from peers import rows
 from peers.names import PLAN, REPLAY_PLAN
@@ -155,7 +156,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--quick", action="store_true", help=f"fewer rounds, and {', '.join(QUICK_PARTS)} alone")
     command.add_argument("--limits", action="store_true", help="exit with status 1 where a limit is not kept")
     command.add_argument("--device", choices=["cpu", "cuda"], help="default: CUDA where it can be used")
-    command.add_argument("--rounds", type=int, help=f"rounds of each row (default {ROUNDS}, quick {QUICK_ROUNDS})")
+    rounds = f"rounds of each row (default {ROUNDS}, quick {QUICK_ROUNDS})"
+    command.add_argument("--rounds", type=round_count, help=rounds)
     command.add_argument("--out", type=Path, help="folder to write to (default benchmarks/results/<gpu>)")
 
     command = commands.add_parser("show", help="print the tables of a results file")

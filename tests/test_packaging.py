@@ -140,6 +140,13 @@ def test_a_finished_wheel_holds_what_it_should(path):
         assert len([name for name in build["architectures"] if name.endswith("-virtual")]) == 1
 
 
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="only a checkout knows its files")
+def test_the_sdist_holds_everything():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    included = pyproject(".")["tool"]["scikit-build"]["sdist"]["include"]
+    assert {f"/{name.split('/')[0]}" for name in listed.splitlines()} == set(included)
+
+
 # The extension that fits.
 
 DRIVER = """

@@ -276,11 +276,19 @@ def _text(time_us: dict[str, Any] | None) -> str:
     return f"{time_us['median']:.2f}  ({time_us['low']:.2f}-{time_us['high']:.2f})"
 
 
+def round_count(text: str) -> int:
+    """Reads the number of rounds."""
+    rounds = int(text)
+    if rounds < 1:
+        raise argparse.ArgumentTypeError(f"{rounds} rounds are too few, must be at least 1")
+    return rounds
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Times the ops on this machine and prints a table; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m nsa_kernel bench", description="Quick timings on this machine.")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: CUDA where it can be used")
-    parser.add_argument("--rounds", type=int, default=21, help="rounds of each row (default %(default)s)")
+    parser.add_argument("--rounds", type=round_count, default=21, help="rounds of each row (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
     options = parser.parse_args(argv)
     machine = _Machine(options.device)
