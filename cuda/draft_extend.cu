@@ -14,6 +14,7 @@ namespace nsa_kernel::cuda {
 namespace {
 
 constexpr const char* kOp = "fill_draft_extend_metadata";
+constexpr int kBlocksPerMultiprocessor = 2;
 
 /// What the kernels read.
 struct Args {
@@ -26,7 +27,16 @@ struct Args {
   int32_t capacity;
   int32_t bs;
 
-  __device__ int32_t tokens(int b) const { return rules::saturated(rules::length(extend_seq_lens[b])); }
+  /// KV length that the first token of a request sees, of which both lengths were read.
+  __device__ int32_t first(const Words& extend_seq_len, const Words& seq_len) const {
+    return rules::first_seqlen(rules::length(seq_lens.value(seq_len)), 0,
+                               rules::length(extend_seq_lens.value(extend_seq_len)));
+  }
+
+  /// Tokens of a request, of which `extend_seq_len` was read.
+  __device__ int32_t tokens(const Words& extend_seq_len) const {
+    return rules::saturated(rules::length(extend_seq_lens.value(extend_seq_len)));
+  }
 
   __device__ void store_count(int32_t total) const {
     if (count != nullptr) *count = total;
@@ -38,16 +48,6 @@ struct Args {
   }
 };
 
-struct Request {
-  int32_t tokens;
-  int32_t first;  ///< KV length that its first token sees
-};
-
-__device__ Request load(const Args& args, int b) {
-  const int64_t q = rules::length(args.extend_seq_lens[b]);
-  return {rules::saturated(q), rules::first_seqlen(rules::length(args.seq_lens[b]), 0, q)};
-}
-
 /// The tokens of one request that fit.
 struct TokenSpan {
   int32_t tokens;
@@ -55,18 +55,31 @@ struct TokenSpan {
   int32_t first;
 };
 
+template <class Scan>
+__device__ void enter(Scan& scan, const Tile& tile, const Args& args) {
+  scan.enter(
+      tile, [&](int b) { return args.extend_seq_lens.read(b); },
+      [&](const Words& q) { return Sums<1>{{args.tokens(q)}}; });
+}
+
 template <int kThreads, bool kMany>
-__global__ __launch_bounds__(kThreads) void draft_extend_optimized_kernel(const __grid_constant__ Args args) {
+__global__ __launch_bounds__(kThreads, kBlocksPerMultiprocessor) void draft_extend_optimized_kernel(
+    const __grid_constant__ Args args) {
   __shared__ typename RunningScan<kThreads, kMany, 1>::Shared shared;
   await_stream();
   RunningScan<kThreads, kMany, 1> scan(shared);
   for_each_tile<kThreads, kMany>(args.bs, blockIdx.x, gridDim.x, [&](const Tile& tile) {
-    const Request request = threadIdx.x < tile.requests ? load(args, tile.begin + threadIdx.x) : Request{};
-    const auto tokens_of = [&](int b) { return Sums<1>{{args.tokens(b)}}; };
-    const Scanned<1> scanned = scan.next(tile, {{request.tokens}}, tokens_of);
+    Words q{}, k{};
+    if (threadIdx.x < tile.requests) {
+      q = args.extend_seq_lens.read(tile.begin + threadIdx.x);
+      k = args.seq_lens.read(tile.begin + threadIdx.x);
+    }
+    enter(scan, tile, args);
+    const int32_t tokens = args.tokens(q), first = args.first(q, k);
+    const Scanned<1> scanned = scan.exclusive({{tokens}});
     if (tile.last && tile.share == 0 && threadIdx.x == 0) args.store_count(scanned.total.value[0]);
     const int32_t at = scanned.before.value[0];
-    const TokenSpan span{min(request.tokens, args.capacity - min(at, args.capacity)), at, request.first};
+    const TokenSpan span{min(tokens, args.capacity - min(at, args.capacity)), at, first};
     for_each_token(tile, span, [&](const TokenSpan& of, int32_t j) {
       args.store_token(of.at + j, rules::expanded_seqlen(of.first, j));
     });
@@ -76,16 +89,18 @@ __global__ __launch_bounds__(kThreads) void draft_extend_optimized_kernel(const 
 constexpr int kBlock = kBlockSize;
 
 /// Writes the number of tokens before each request.
-__global__ __launch_bounds__(kBlock) void draft_extend_prefix_sum_kernel(const __grid_constant__ Args args,
-                                                                         int32_t* tokens_before) {
+__global__ __launch_bounds__(kBlock, kBlocksPerMultiprocessor) void draft_extend_prefix_sum_kernel(
+    const __grid_constant__ Args args, int32_t* tokens_before) {
   await_stream();
   __shared__ RunningScan<kBlock, true, 1>::Shared shared;
   RunningScan<kBlock, true, 1> scan(shared);
-  const auto tokens_of = [&](int b) { return Sums<1>{{args.tokens(b)}}; };
   for_each_tile<kBlock, true>(args.bs, blockIdx.x, gridDim.x, [&](const Tile& tile) {
     const bool mine = threadIdx.x < tile.requests;
     const int b = tile.begin + threadIdx.x;
-    const Scanned<1> scanned = scan.next(tile, mine ? tokens_of(b) : Sums<1>{}, tokens_of);
+    Words q{};
+    if (mine) q = args.extend_seq_lens.read(b);
+    enter(scan, tile, args);
+    const Scanned<1> scanned = scan.exclusive({{args.tokens(q)}});
     if (tile.last && threadIdx.x == 0) args.store_count(scanned.total.value[0]);
     if (mine) tokens_before[b] = scanned.before.value[0];
   });
@@ -112,16 +127,17 @@ struct LinearSearch {
 
 /// One thread a token.
 template <class Search>
-__global__ __launch_bounds__(kBlock) void draft_extend_search_kernel(const __grid_constant__ Args args,
-                                                                     const int32_t* tokens_before) {
+__global__ __launch_bounds__(kBlock, kBlocksPerMultiprocessor) void draft_extend_search_kernel(
+    const __grid_constant__ Args args, const int32_t* tokens_before) {
   await_stream();
   const int last = args.bs - 1;
-  const int32_t total = rules::saturating_add(tokens_before[last], args.tokens(last));
+  const int32_t total = rules::saturating_add(tokens_before[last], args.tokens(args.extend_seq_lens.read(last)));
   const int32_t end = min(total, args.capacity);
   for (int64_t t = int64_t{blockIdx.x} * kBlock + threadIdx.x; t < end; t += int64_t{gridDim.x} * kBlock) {
     const int b = Search::request_of(tokens_before, args.bs, static_cast<int32_t>(t));
     const int32_t j = static_cast<int32_t>(t) - tokens_before[b];
-    args.store_token(static_cast<int32_t>(t), rules::expanded_seqlen(load(args, b).first, j));
+    const int32_t first = args.first(args.extend_seq_lens.read(b), args.seq_lens.read(b));
+    args.store_token(static_cast<int32_t>(t), rules::expanded_seqlen(first, j));
   }
 }
 
@@ -136,7 +152,7 @@ Kernels kernels(kOp,
                  reinterpret_cast<const void*>(draft_extend_search_kernel<BinarySearch>),
                  reinterpret_cast<const void*>(draft_extend_search_kernel<LinearSearch>)});
 
-int64_t most_blocks(const Target& target) { return target.multiprocessors * 2; }
+int64_t most_blocks(const Target& target) { return int64_t{target.multiprocessors} * kBlocksPerMultiprocessor; }
 
 template <int kThreads, bool kMany>
 void launch_tiles(const Args& args, const Target& target, cudaStream_t stream) {

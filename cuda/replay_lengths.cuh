@@ -11,13 +11,16 @@ __device__ void fill_requests(const Args<Form>& args) {
   constexpr bool kMany = Form::kMany;
   __shared__ typename RunningScan<kTile, kMany, 1>::Shared shared;
   RunningScan<kTile, kMany, 1> scan(shared);
+  const auto read = [&](int b) { return args.read(b); };
   for_each_tile<kTile, kMany>(args.bs, 0, 1, [&](const Tile& tile) {
     const int b = tile.begin + threadIdx.x;
     const bool mine = threadIdx.x < tile.requests;
-    const int32_t kv = mine ? args.kv(args.read(b)) : 0;
+    Request request{};
+    if (mine) request = args.read(b);
+    scan.enter(tile, read, [&](const Request& of) { return Sums<1>{{args.kv(of)}}; });
+    const int32_t kv = mine ? args.kv(request) : 0;
     if (tile.first && threadIdx.x == 0 && args.cu_seqlens_k != nullptr) *args.cu_seqlens_k = 0;
-    const Scanned<1> scanned =
-        scan.next(tile, {{kv}}, [&](int earlier) { return Sums<1>{{args.kv(args.read(earlier))}}; });
+    const Scanned<1> scanned = scan.exclusive({{kv}});
     if (!mine) return;
     if (args.cache_seqlens != nullptr) args.cache_seqlens[b] = kv;
     if (args.cu_seqlens_k != nullptr) args.cu_seqlens_k[b + 1] = rules::saturating_add(scanned.before.value[0], kv);
@@ -47,24 +50,27 @@ __device__ void fill_tokens(const Args<Form>& args, unsigned share) {
   __shared__ typename RunningScan<kTile, kMany, kSums>::Shared shared;
   RunningScan<kTile, kMany, kSums> scan(shared);
 
-  const auto load = [&](int b, int32_t& tokens, int32_t& first) {
-    const Request request = args.read(b);
-    tokens = args.tokens(request);
-    first = args.first(request);
+  const auto read = [&](int b) { return args.read(b); };
+  const auto sums_of = [&](const Request& request) {
+    const int32_t tokens = args.tokens(request);
     Sums<kSums> sums;
-    sums.value[kClipped] = rules::clipped_sum(first, tokens, args.topk);
+    sums.value[kClipped] = rules::clipped_sum(args.first(request), tokens, args.topk);
     if constexpr (kSums > kCount) sums.value[kCount] = tokens;
     return sums;
   };
   for_each_tile<kTile, kMany>(args.bs, share, args.length_blocks - args.request_blocks, [&](const Tile& tile) {
     const int b = tile.begin + threadIdx.x;
+    const bool mine = threadIdx.x < tile.requests;
+    Request request{};
+    if (mine) request = args.read(b);
+    scan.enter(tile, read, sums_of);
     ReplayTokens span{};
     Sums<kSums> sums{};
-    if (threadIdx.x < tile.requests) sums = load(b, span.tokens, span.first);
-    const Scanned<kSums> scanned = scan.next(tile, sums, [&](int earlier) {
-      int32_t tokens, first;
-      return load(earlier, tokens, first);
-    });
+    if (mine) {
+      span = {args.tokens(request), 0, args.first(request), 0};
+      sums = sums_of(request);
+    }
+    const Scanned<kSums> scanned = scan.exclusive(sums);
     span.clipped_before = scanned.before.value[kClipped];
     int32_t total;
     if constexpr (kSums > kCount) {

@@ -443,7 +443,11 @@ __device__ void fill_tables(const Args<Form>& args, unsigned block) {
     // All that does not wait for another read is read before anything waits.
     std::conditional_t<kMany, NoUnit, OwnUnit<Size, Form>> own(args, block);
     const Scout<kTile, Form> scout(args, tile);
-    if (args.ragged()) rows.enter(tile, [&](int earlier) { return args.tokens(args.read(earlier)); });
+    if (args.ragged()) {
+      rows.enter(
+          tile, [&](int earlier) { return args.read(earlier); },
+          [&](const Request& request) { return args.tokens(request); });
+    }
     if (threadIdx.x == 0) found.count = 0;
     __syncthreads();
     scout.report(block, rows, found);

@@ -115,6 +115,29 @@ __device__ Sums<N> from_lane(const Sums<N>& sums, int lane) {
   return result;
 }
 
+/// This thread's part of the sum of `sums_of(read(b))` over the requests of whole tiles, begin .. end-1. Several are
+/// read before one is looked at.
+template <int kTile, class Read, class SumsOf>
+__device__ auto sum_tiles(int begin, int end, Read read, SumsOf sums_of) {
+  constexpr int kAtOnce = 64 / static_cast<int>(sizeof(decltype(read(begin))));
+  decltype(sums_of(read(begin))) result{};
+  const auto add = [&](int tiles) {
+    decltype(read(begin)) requests[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (i < tiles) requests[i] = read(begin + i * kTile + static_cast<int>(threadIdx.x));
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (i < tiles) result += sums_of(requests[i]);
+    }
+  };
+#pragma unroll 1
+  for (; end - begin >= kAtOnce * kTile; begin += kAtOnce * kTile) add(kAtOnce);
+  if (begin < end) add((end - begin) / kTile);
+  return result;
+}
+
 /// The sum over this lane and those before it.
 template <int N>
 __device__ Sums<N> warp_inclusive(Sums<N> sums) {
@@ -126,85 +149,6 @@ __device__ Sums<N> warp_inclusive(Sums<N> sums) {
   }
   return sums;
 }
-
-template <int N>
-struct Scanned {
-  Sums<N> before;  ///< over the threads before this one
-  Sums<N> total;   ///< over all threads
-};
-
-/// Scans over a block of kThreads threads; of one warp's width, over each warp alone.
-template <int kThreads, int N>
-class Scan {
- public:
-  struct Shared {
-    Sums<N> warp_total[kThreads / kWarp];
-  };
-
-  __device__ explicit Scan(Shared& shared) : shared_(shared) {}
-
-  __device__ Scanned<N> exclusive(const Sums<N>& mine) {
-    const int lane = threadIdx.x % kWarp;
-    const Sums<N> inclusive = warp_inclusive(mine);
-    Sums<N> before = shuffle_up(inclusive, 1);
-    if (lane == 0) before = {};
-    if constexpr (kThreads == kWarp) {
-      const Sums<N> total = from_lane(inclusive, kWarp - 1);
-      return {before, total};
-    }
-    constexpr int kWarps = kThreads / kWarp;
-    const int warp = threadIdx.x / kWarp;
-    if (lane == kWarp - 1) shared_.warp_total[warp] = inclusive;
-    __syncthreads();
-    Sums<N> warps{};
-    if (lane < kWarps) warps = shared_.warp_total[lane];
-    warps = warp_inclusive(warps);
-    if (warp > 0) before += from_lane(warps, warp - 1);
-    return {before, from_lane(warps, kWarp - 1)};
-  }
-
-  /// The sum of `of(b)` over requests begin .. end-1, in every thread.
-  template <class Of>
-  __device__ Sums<N> sum(int begin, int end, Of of) {
-    Sums<N> mine{};
-#pragma unroll 8
-    for (int b = begin + threadIdx.x % kThreads; b < end; b += kThreads) mine += of(b);
-    const Sums<N> total = exclusive(mine).total;
-    __syncthreads();
-    return total;
-  }
-
- private:
-  Shared& shared_;
-};
-
-/// A scan that runs on from tile to tile, over the requests of skipped tiles too.
-template <int kThreads, bool kMany, int N>
-class RunningScan {
- public:
-  using Shared = typename Scan<kThreads, N>::Shared;
-
-  __device__ explicit RunningScan(Shared& shared) : scan_(shared) {}
-
-  /// The sums before this thread's request and after the tile. `of(b)` reads the sums of an earlier request.
-  template <class Of>
-  __device__ Scanned<N> next(const Tile& tile, const Sums<N>& mine, Of of) {
-    if constexpr (!kMany) return scan_.exclusive(mine);
-    if (tile.begin > scanned_) carried_ += scan_.sum(scanned_, tile.begin, of);
-    Scanned<N> result = scan_.exclusive(mine);
-    __syncthreads();
-    result.before += carried_;
-    carried_ += result.total;
-    result.total = carried_;
-    scanned_ = tile.begin + kThreads;
-    return result;
-  }
-
- private:
-  Scan<kThreads, N> scan_;
-  Sums<N> carried_{};
-  int scanned_ = 0;
-};
 
 /// The sum over the lanes of a warp, as it is stored; none is negative.
 __device__ inline int32_t warp_sum(int32_t mine) {
@@ -223,6 +167,83 @@ __device__ inline int32_t warp_sum(int32_t mine) {
 #endif
 }
 
+template <int N>
+__device__ Sums<N> warp_sum(const Sums<N>& mine) {
+  Sums<N> result;
+#pragma unroll
+  for (int i = 0; i < N; ++i) result.value[i] = warp_sum(mine.value[i]);
+  return result;
+}
+
+template <int N>
+struct Scanned {
+  Sums<N> before;  ///< over the threads before this one
+  Sums<N> total;   ///< over all threads
+};
+
+/// A scan over a block, which runs on from tile to tile, over the requests of skipped tiles too. Of one warp's width
+/// and one tile, each warp scans for itself.
+template <int kThreads, bool kMany, int N>
+class RunningScan {
+ public:
+  struct Shared {
+    Sums<N> warp_total[kThreads / kWarp];
+    Sums<N> warp_skipped[kMany ? kThreads / kWarp : 1];
+  };
+
+  __device__ explicit RunningScan(Shared& shared) : shared_(shared) {}
+
+  /// Starts on a tile; `sums_of(read(b))` are the sums of a request of the tiles that were skipped.
+  template <class Read, class SumsOf>
+  __device__ void enter(const Tile& tile, Read read, SumsOf sums_of) {
+    if constexpr (kMany) {
+      if (scanned_ > 0) __syncthreads();
+      skips_ = scanned_ < tile.begin;
+      skipped_ = sum_tiles<kThreads>(scanned_, tile.begin, read, sums_of);
+      scanned_ = tile.begin + kThreads;
+    }
+  }
+
+  /// The sums before this thread's request of the tile, which has `mine`, and after the tile.
+  __device__ Scanned<N> exclusive(const Sums<N>& mine) {
+    const int lane = threadIdx.x % kWarp;
+    const Sums<N> inclusive = warp_inclusive(mine);
+    Sums<N> before = shuffle_up(inclusive, 1);
+    if (lane == 0) before = {};
+    if constexpr (kThreads == kWarp && !kMany) {
+      const Sums<N> total = from_lane(inclusive, kWarp - 1);
+      return {before, total};
+    }
+    constexpr int kWarps = kThreads / kWarp;
+    const int warp = threadIdx.x / kWarp;
+    if (lane == kWarp - 1) shared_.warp_total[warp] = inclusive;
+    if (kMany && skips_) {
+      const Sums<N> skipped = warp_sum(skipped_);
+      if (lane == 0) shared_.warp_skipped[warp] = skipped;
+    }
+    __syncthreads();
+    Sums<N> warps{};
+    if (lane < kWarps) warps = shared_.warp_total[lane];
+    warps = warp_inclusive(warps);
+    if (warp > 0) before += from_lane(warps, warp - 1);
+    Sums<N> total = from_lane(warps, kWarp - 1);
+    if constexpr (kMany) {
+      if (skips_) carried_ += warp_sum(lane < kWarps ? shared_.warp_skipped[lane] : Sums<N>{});
+      before += carried_;
+      carried_ += total;
+      total = carried_;
+    }
+    return {before, total};
+  }
+
+ private:
+  Shared& shared_;
+  bool skips_ = false;
+  Sums<N> skipped_{};  ///< this thread's part of what the skipped tiles have
+  Sums<N> carried_{};
+  int scanned_ = 0;
+};
+
 /// Sums over the requests before one, for which any warp of a block can ask. Less work than a scan where few ask.
 template <int kThreads, bool kMany>
 class SumBefore {
@@ -234,16 +255,13 @@ class SumBefore {
 
   __device__ explicit SumBefore(Shared& shared) : shared_(shared) {}
 
-  /// Goes on to a tile; `of(b)` reads the value of an earlier request. All threads of the block take part.
-  template <class Of>
-  __device__ void enter(const Tile& tile, Of of) {
+  /// Goes on to a tile; `value_of(read(b))` is the value of an earlier request. All threads of the block take part.
+  template <class Read, class ValueOf>
+  __device__ void enter(const Tile& tile, Read read, ValueOf value_of) {
     if constexpr (kMany) {
       const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-      int32_t earlier = 0;
-#pragma unroll 8
-      for (int b = summed_ + threadIdx.x; b < tile.begin; b += kThreads)
-        earlier = rules::saturating_add(earlier, of(b));
-      earlier = warp_sum(earlier);
+      const auto sums_of = [&](const auto& request) { return Sums<1>{{value_of(request)}}; };
+      const int32_t earlier = warp_sum(sum_tiles<kThreads>(summed_, tile.begin, read, sums_of).value[0]);
       if (lane == 0) shared_.of_warp[warp] = earlier;
       __syncthreads();
       before_tile_ = rules::saturating_add(before_tile_, warp_sum(lane < kThreads / kWarp ? shared_.of_warp[lane] : 0));
