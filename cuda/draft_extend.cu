@@ -55,6 +55,7 @@ struct TokenSpan {
   int32_t first;
 };
 
+/// Starts a scan on a tile.
 template <class Scan>
 __device__ void enter(Scan& scan, const Tile& tile, const Args& args) {
   scan.enter(

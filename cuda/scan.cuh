@@ -115,8 +115,8 @@ __device__ Sums<N> from_lane(const Sums<N>& sums, int lane) {
   return result;
 }
 
-/// This thread's part of the sum of `sums_of(read(b))` over the requests of whole tiles, begin .. end-1. Several are
-/// read before one is looked at.
+/// This thread's part of the sum of `sums_of(read(b))` over the requests of whole tiles, begin .. end-1. As many as 16
+/// registers hold are read before one is looked at.
 template <int kTile, class Read, class SumsOf>
 __device__ auto sum_tiles(int begin, int end, Read read, SumsOf sums_of) {
   constexpr int kAtOnce = 64 / static_cast<int>(sizeof(decltype(read(begin))));
