@@ -9,7 +9,9 @@ namespace {
 
 constexpr Require require("fill_draft_extend_metadata");
 
-DraftExtend checked(DraftExtend buffers) {
+DraftExtend checked(DraftExtend buffers, Variant variant) {
+  require(variant == Variant::basic || variant == Variant::adaptive || variant == Variant::optimized, "variant is ",
+          static_cast<int64_t>(variant), ", must be basic, adaptive or optimized");
   require.countable("extend_seq_lens", buffers.extend_seq_lens.size);
   require.countable("out_seqlens_expanded", buffers.out_seqlens_expanded.size);
   require.countable("out_nsa_cache_seqlens", buffers.out_nsa_cache_seqlens.size);
@@ -53,7 +55,7 @@ void fill(const DraftExtend& buffers, Variant variant, int32_t* workspace, Strea
 }  // namespace
 
 DraftExtendPlan::DraftExtendPlan(const DraftExtend& buffers, Variant variant)
-    : buffers_(checked(buffers)), variant_(variant) {
+    : buffers_(checked(buffers, variant)), variant_(variant) {
   if (buffers.device.type == DeviceType::cuda && needs_workspace(variant)) {
     workspace_ = cuda::allocate_workspace(buffers.device, buffers.extend_seq_lens.size);
   }
@@ -62,11 +64,11 @@ DraftExtendPlan::DraftExtendPlan(const DraftExtend& buffers, Variant variant)
 void DraftExtendPlan::run(Stream stream) const { fill(buffers_, variant_, workspace_.get(), stream); }
 
 void fill_draft_extend_metadata(const DraftExtend& buffers, Variant variant, Stream stream) {
-  fill(checked(buffers), variant, nullptr, stream);
+  fill(checked(buffers, variant), variant, nullptr, stream);
 }
 
 int64_t fill_draft_extend_metadata_and_count(const DraftExtend& buffers, Variant variant, Stream stream) {
-  const DraftExtend args = checked(buffers);
+  const DraftExtend args = checked(buffers, variant);
   return args.device.type == DeviceType::cuda ? cuda::fill_draft_extend_and_count(args, variant, stream)
                                               : fill_on_cpu(args);
 }

@@ -13,18 +13,22 @@ namespace {
 
 constexpr Require require("fill_replay_metadata");
 
+/// Null for a value that is no mode.
 const char* name(Mode mode) {
   switch (mode) {
     case Mode::decode: return "decode";
     case Mode::target_verify: return "target_verify";
-    default: return "draft_extend";
+    case Mode::draft_extend: return "draft_extend";
   }
+  return nullptr;
 }
 
 /// Of no request, no input is missed: an empty array may have a null address, like one that is not given.
 bool has_no_request(const Replay& args) { return args.seq_lens.size == 0; }
 
 void check_mode(const Replay& args) {
+  require(name(args.mode) != nullptr, "mode is ", static_cast<int64_t>(args.mode),
+          ", must be decode, target_verify or draft_extend");
   const bool ragged = static_cast<bool>(args.extend_seq_lens);
   if (args.mode == Mode::draft_extend && ragged) {
     require.same_size("extend_seq_lens", args.extend_seq_lens, "seq_lens", args.seq_lens);

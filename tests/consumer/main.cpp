@@ -136,17 +136,27 @@ void refresh_no_request(Device device) {
   }
 }
 
-void refuse_bad_arguments() {
-  const Words q({}, {2, 3}), k({}, {10});
-  nsa_kernel::DraftExtend buffers;
-  buffers.extend_seq_lens = q.lengths();
-  buffers.seq_lens = k.lengths();
+template <class Call>
+void expect_refusal(const std::string& what, Call call) {
   try {
-    nsa_kernel::fill_draft_extend_metadata(buffers);
-    std::cerr << "sizes that disagree are not refused\n";
+    call();
+    std::cerr << what << " is not refused\n";
     ++failures;
   } catch (const std::invalid_argument&) {
   }
+}
+
+void refuse_bad_arguments() {
+  const Words q({}, {2, 3}), k({}, {10});
+  nsa_kernel::DraftExtend buffers;
+  expect_refusal("an unknown variant",
+                 [&] { nsa_kernel::DraftExtendPlan(buffers, static_cast<nsa_kernel::Variant>(3)); });
+  buffers.extend_seq_lens = q.lengths();
+  buffers.seq_lens = k.lengths();
+  expect_refusal("a length more", [&] { nsa_kernel::fill_draft_extend_metadata(buffers); });
+  nsa_kernel::Replay replay;
+  replay.mode = static_cast<nsa_kernel::Mode>(3);
+  expect_refusal("an unknown mode", [&] { nsa_kernel::fill_replay_metadata(replay); });
 }
 
 void run(Device device, const std::string& name) {
