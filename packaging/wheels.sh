@@ -30,11 +30,12 @@ PYTHON=$tools/python packaging/toolkit.sh 13 "$work/cuda"
 export CUDA_HOME=$work/cuda
 
 # The link alone decides which glibc a library needs: zig's linker has the symbols of an older one than this machine's.
-# The C++ library goes in whole, since this machine's shared one is newer than manylinux_2_28 allows.
+# The C++ library goes in whole, since this machine's shared one is newer than manylinux_2_28 allows. What unwinds stacks
+# must be the process's own, or the end of a thread could not go through the extension.
 cat > "$work/link" <<LINK
 #!/bin/bash
 exec "$tools/python" -m ziglang cc -target $(uname -m)-linux-gnu.2.28 "\$@" \
-  "$(g++ -print-file-name=libstdc++.a)" "$(g++ -print-file-name=libgcc_eh.a)"
+  "$(g++ -print-file-name=libstdc++.a)" "$(g++ -print-file-name=libgcc_s.so.1)"
 LINK
 chmod +x "$work/link"
 link_rule="$work/link <LANGUAGE_COMPILE_FLAGS> <LINK_FLAGS> -shared -o <TARGET> <OBJECTS> <LINK_LIBRARIES>"
