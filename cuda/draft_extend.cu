@@ -63,8 +63,12 @@ __device__ void enter(Scan& scan, const Tile& tile, const Args& args) {
       [&](const Words& q) { return Sums<1>{{args.tokens(q)}}; });
 }
 
+/// Blocks that a multiprocessor holds at once, at least; one of 1024 threads fills some.
+template <bool kMany>
+constexpr int kResidentBlocks = kMany ? kBlocksPerMultiprocessor : 1;
+
 template <int kThreads, bool kMany>
-__global__ __launch_bounds__(kThreads, kBlocksPerMultiprocessor) void draft_extend_optimized_kernel(
+__global__ __launch_bounds__(kThreads, kResidentBlocks<kMany>) void draft_extend_optimized_kernel(
     const __grid_constant__ Args args) {
   __shared__ typename RunningScan<kThreads, kMany, 1>::Shared shared;
   await_stream();
