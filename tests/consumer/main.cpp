@@ -48,8 +48,7 @@ class Words {
   nsa_kernel::View<int32_t> view() const { return {data_, static_cast<int64_t>(size_)}; }
   template <class T>
   nsa_kernel::TableView<T> table(int64_t rows) const {
-    const int64_t cols = static_cast<int64_t>(size_) / rows;
-    return {data_, rows, cols, cols};
+    return {data_, rows, static_cast<int64_t>(size_) / rows};
   }
 
   void expect(const std::string& what, const std::vector<int32_t>& values) const {
