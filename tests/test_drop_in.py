@@ -78,10 +78,15 @@ def test_the_count_of_many_calls_in_a_row(device, bs):
 
 
 @pytest.mark.parametrize("capacity", [0, 1, 3, 4])
-def test_over_capacity_raises_after_writing_what_fits(device, capacity):
+@pytest.mark.parametrize(
+    ("longer", "shorter"),
+    [((0, 1), "out_seqlens_expanded"), ((1, 0), "out_nsa_cache_seqlens")],
+    ids=["first", "second"],
+)
+def test_over_capacity_raises_after_writing_what_fits(device, capacity, longer, shorter):
     args = arguments(device)
-    outputs = [Output(capacity, device=device), Output(capacity + 1, device=device)]
-    message = f"{OP}: out_seqlens_expanded has {capacity} elements, must have at least 5, the number of tokens"
+    outputs = [Output(capacity + more, device=device) for more in longer]
+    message = f"{OP}: {shorter} has {capacity} elements, must have at least 5, the number of tokens"
     with pytest.raises(ValueError, match=f"^{message}$"):
         nsa_kernel.fill_draft_extend_metadata_cuda(*args[:3], *(output.array for output in outputs))
     outputs[0].check(EXPANDED[:capacity], "out_seqlens_expanded")

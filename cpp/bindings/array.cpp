@@ -27,11 +27,6 @@ const ExchangeTable* look_up_table(PyTypeObject* type) {
   return table != nullptr && table->borrow_from_object != nullptr ? table : nullptr;
 }
 
-bool is_jax(nb::handle type) {
-  const std::string package = package_of(type);
-  return package == "jax" || package == "jaxlib";
-}
-
 /// torch's stand-ins for tensors state an address, counted from null.
 bool is_fake(nb::handle type) {
   return package_of(type) == "torch" && utf8(nb::type_name(type)) == "torch._subclasses.fake_tensor.FakeTensor";
@@ -45,11 +40,13 @@ bool is_numpy(nb::handle type) {
 /// What is known of a type once it has been met.
 struct TypeFacts {
   const ExchangeTable* table = nullptr;
-  bool is_torch = false;
-  bool is_jax = false;     ///< its arrays are immutable, which not every export says
+  Framework framework = Framework::other;
   bool is_fake = false;    ///< its arrays have no memory
   bool is_buffer = false;  ///< it has a buffer and no DLPack
   bool is_numpy = false;   ///< its arrays are on the CPU, like buffers, and own their memory or hold who does
+
+  /// JAX's arrays are immutable, which not every export says.
+  bool is_jax() const { return framework == Framework::jax; }
 };
 
 /// The facts of a few types, found by their address; a full cache just looks again.
@@ -62,10 +59,7 @@ class TypeCache {
       if (known == nullptr) break;
     }
     const nb::handle handle = reinterpret_cast<PyObject*>(type);
-    const TypeFacts facts{look_up_table(type),
-                          derives_from(handle, "torch"),
-                          is_jax(handle),
-                          is_fake(handle),
+    const TypeFacts facts{look_up_table(type), framework_of(handle), is_fake(handle),
                           PyType_GetSlot(type, Py_bf_getbuffer) != nullptr && !nb::hasattr(handle, "__dlpack__"),
                           is_numpy(handle)};
     add(type, facts);
@@ -211,7 +205,10 @@ bool Arguments::flag(const char* name, nb::handle value) const {
 Stream Arguments::stream() const { return given_stream_ ? stream_ : source_.current(device_); }
 
 void Arguments::find_source() {
-  for (size_t i = 0; i < count_; ++i) source_.offer(all_[i].type(), types.of(Py_TYPE(all_[i].ptr())).table);
+  for (size_t i = 0; i < count_; ++i) {
+    const TypeFacts facts = types.of(Py_TYPE(all_[i].ptr()));
+    source_.offer(facts.framework, facts.table);
+  }
 }
 
 void Arguments::share_device(const char* name, Device device) {
@@ -266,7 +263,7 @@ Arguments::Raw Arguments::imported(const char* name, nb::handle array, bool writ
     source = nb::steal(PyMemoryView_FromObject(array.ptr()));
     if (!source.is_valid()) refuse_export(name, array, take_error());
   } else if (!facts.is_numpy && !PyCapsule_CheckExact(array.ptr())) {
-    source = exported(name, array, facts.is_jax);
+    source = exported(name, array, facts.is_jax());
   }
   check_version(name, source);
   nb::ndarray<> writable_array;
@@ -303,7 +300,7 @@ Arguments::Raw Arguments::borrowed(const char* name, nb::handle array, const Exc
 
 Arguments::Tensor Arguments::read(const char* name, nb::handle array, int ndim, bool writable) {
   const TypeFacts facts = types.of(Py_TYPE(array.ptr()));
-  if (writable && facts.is_jax) refuse(name, "is a JAX array, which is immutable, must be writable");
+  if (writable && facts.is_jax()) refuse(name, "is a JAX array, which is immutable, must be writable");
   const Raw raw = facts.table != nullptr ? borrowed(name, array, *facts.table) : imported(name, array, writable);
   const bool int64 = raw.dtype == kInt64 && ndim == 1 && !writable;
   if (raw.dtype != kInt32 && !int64) {
@@ -347,7 +344,7 @@ Arguments::Tensor Arguments::read(const char* name, nb::handle array, int ndim, 
     refuse(name, "starts at an address that is not a multiple of its element size, must be aligned");
   }
   share_device(name, device);
-  if (facts.table != nullptr) source_.offer(array.type(), facts.table);
+  if (facts.table != nullptr) source_.offer(facts.framework, facts.table);
   return tensor;
 }
 
@@ -438,12 +435,12 @@ nb::object allocated_by_package(const char* package, Device device) {
 
 Element one_element(nb::handle like, nb::handle writable, Device device) {
   const TypeFacts facts = types.of(Py_TYPE(like.ptr()));
-  if (facts.is_jax) return {one_element(writable, writable, device).array, true};
+  if (facts.is_jax()) return {one_element(writable, writable, device).array, true};
   const ExchangeTable* table = facts.table;
   if (table != nullptr && table->allocate != nullptr && table->managed_to_object != nullptr) {
     return {allocated(*table, device)};
   }
-  if (facts.is_torch) return {allocated_by_torch(device)};
+  if (facts.framework == Framework::torch) return {allocated_by_torch(device)};
   return {allocated_by_package(device.type == DeviceType::cpu ? "numpy" : "cupy", device)};
 }
 

@@ -171,10 +171,10 @@ int64_t fill_draft_extend_and_wait(nb::handle q, nb::handle k, nb::handle topk, 
   const Variant variant = optimized ? Variant::optimized : adaptive ? Variant::adaptive : Variant::basic;
   const Stream on = args.stream();
   const int64_t tokens = without_gil([&] { return fill_draft_extend_metadata_and_count(buffers, variant, on); });
-  const auto [capacity, shorter] = std::min(std::pair(buffers.out_seqlens_expanded.size, "out_seqlens_expanded"),
-                                            std::pair(buffers.out_nsa_cache_seqlens.size, "out_nsa_cache_seqlens"),
-                                            [](const auto& a, const auto& b) { return a.first < b.first; });
+  const int64_t capacity = std::min(buffers.out_seqlens_expanded.size, buffers.out_nsa_cache_seqlens.size);
   if (tokens > capacity) {
+    const bool clipped_is_shorter = buffers.out_seqlens_expanded.size > capacity;
+    const std::string shorter = clipped_is_shorter ? "out_nsa_cache_seqlens" : "out_seqlens_expanded";
     const std::string message = std::string(kDraftExtend) + ": " + shorter + " has " + std::to_string(capacity) +
                                 " elements, must have at least " + std::to_string(tokens) + ", the number of tokens";
     throw nb::value_error(message.c_str());

@@ -43,37 +43,39 @@ std::string package_of(nb::handle type) {
   return name.substr(0, name.find('.'));
 }
 
-bool derives_from(nb::handle type, const char* package) {
+Framework framework_of(nb::handle type) {
   auto* base = reinterpret_cast<PyTypeObject*>(type.ptr());
   for (; base != nullptr; base = static_cast<PyTypeObject*>(PyType_GetSlot(base, Py_tp_base))) {
-    if (package_of(reinterpret_cast<PyObject*>(base)) == package) return true;
+    const std::string package = package_of(reinterpret_cast<PyObject*>(base));
+    if (package == "torch") return Framework::torch;
+    if (package == "cupy") return Framework::cupy;
+    if (package == "jax" || package == "jaxlib") return Framework::jax;
   }
-  return false;
+  return Framework::other;
 }
 
-void StreamSource::offer(nb::handle type, const ExchangeTable* table) {
-  if (kind_ != Kind::none) return;
+void StreamSource::offer(Framework framework, const ExchangeTable* table) {
+  if (table_ != nullptr || framework_ != Framework::other) return;
   if (table != nullptr && table->current_stream != nullptr) {
-    kind_ = Kind::table;
     table_ = table;
-    return;
+  } else if (framework != Framework::jax) {
+    framework_ = framework;
   }
-  if (derives_from(type, "cupy")) kind_ = Kind::cupy;
-  if (derives_from(type, "torch")) kind_ = Kind::torch;
 }
 
 Stream StreamSource::current(Device device) const {
-  if (device.type != DeviceType::cuda || kind_ == Kind::none) return nullptr;
+  if (device.type != DeviceType::cuda) return nullptr;
   Stream handle = nullptr;
-  if (kind_ == Kind::table) {
+  if (table_ != nullptr) {
     if (table_->current_stream(kDlCuda, device.index, &handle) != 0) {
       if (!PyErr_Occurred()) PyErr_SetString(PyExc_RuntimeError, "the framework gave no current stream, and no reason");
       throw nb::python_error();
     }
     return handle;
   }
+  if (framework_ == Framework::other) return nullptr;
   const nb::object stream =
-      kind_ == Kind::torch
+      framework_ == Framework::torch
           ? nb::module_::import_("torch").attr("cuda").attr("current_stream")(device.index).attr("cuda_stream")
           : nb::module_::import_("cupy").attr("cuda").attr("get_current_stream")(device.index).attr("ptr");
   to_handle(stream, handle);

@@ -10,19 +10,24 @@
 
 namespace nsa_kernel::bindings {
 
+/// The frameworks whose arrays are treated in ways of their own.
+enum class Framework { other, torch, cupy, jax };
+
+/// The framework of a type, or of one whose memory its objects extend.
+Framework framework_of(nanobind::handle type);
+
 /// Where the current stream comes from: the framework of the first CUDA array that has one.
 class StreamSource {
  public:
-  /// Takes `type`, whose exchange table may be null, as the source unless there is one already.
-  void offer(nanobind::handle type, const ExchangeTable* table);
+  /// Takes a framework, or the exchange table of its arrays where that is not null, unless there is a source already.
+  void offer(Framework framework, const ExchangeTable* table);
 
   /// The framework's current stream on `device`; the legacy default stream where no framework has one.
   Stream current(Device device) const;
 
  private:
-  enum class Kind { none, table, torch, cupy };
-  Kind kind_ = Kind::none;
   const ExchangeTable* table_ = nullptr;
+  Framework framework_ = Framework::other;  ///< torch or cupy, where there is no table
 };
 
 /// The handle of the argument `stream`, which is not None: an int or an object with `__cuda_stream__`.
@@ -30,8 +35,5 @@ Stream stream_handle(const char* op, nanobind::handle stream);
 
 /// The package that a type comes from, such as "torch".
 std::string package_of(nanobind::handle type);
-
-/// Whether a type, or one whose memory its objects extend, comes from `package`.
-bool derives_from(nanobind::handle type, const char* package);
 
 }  // namespace nsa_kernel::bindings
