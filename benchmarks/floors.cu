@@ -1,6 +1,7 @@
 // What page tables cost at least: kernels that are told all that a refresh has to find out.
 //
 //     mkdir -p build && nvcc -std=c++17 -O3 -arch=native -o build/floors benchmarks/floors.cu && build/floors
+//     build/floors 32    # the same where the cache fetches 32 bytes of memory at a time, which is 64 otherwise
 //
 // The host lists the work of each warp: which slots of which row of the pool go to which rows of the tables. The device
 // reads one entry of the list, copies, and does nothing else: no lengths, no sums, no check. Beside it stands the copy
@@ -166,7 +167,8 @@ void run(const Case& of, cudaStream_t stream) {
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  if (argc > 1) check(cudaDeviceSetLimit(cudaLimitMaxL2FetchGranularity, std::atoi(argv[1])), "fetch granularity");
   cudaDeviceProp device;
   check(cudaGetDeviceProperties(&device, 0), "device");
   cudaStream_t stream;

@@ -1,4 +1,4 @@
-# What the stub generator cannot see: names that carry no type of this module.
+#What the stub generator cannot see : names that carry no type of this module.
 
 _ext.__suffix__:
     class CudaError(RuntimeError):
