@@ -1,4 +1,4 @@
-// How blocks share the requests of a batch, and the in-block scan that both ops use.
+// How blocks share the requests of a batch, and the scan over a block.
 //
 // These kernels run for a microsecond, in which fetching their instructions counts: what a batch of one tile needs is
 // kept short and free of divisions, and what only larger batches need is left out of its kernels at compile time.
@@ -13,54 +13,6 @@ namespace nsa_kernel::cuda {
 
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = ~0u;
-
-/// A length or an index as it lies in memory.
-struct alignas(int64_t) Words {
-  uint32_t low;
-  int32_t high;  ///< of int64 only
-};
-
-/// Lengths or indices as kernels read them. Reading one is kept apart from making a number of it, so that several are
-/// read before the first is looked at.
-template <class Step = uint64_t>
-struct Elements {
-  const char* data;  ///< null: not given
-  Step step;         ///< bytes from one element to the next
-  int32_t high;      ///< bytes from the start of an element to the word that holds its sign: 0 of int32, 4 of int64
-
-  explicit Elements(const LengthView& view)
-      : data(view.int64 != nullptr ? reinterpret_cast<const char*>(view.int64)
-                                   : reinterpret_cast<const char*>(view.int32)),
-        step(static_cast<Step>(bytes_apart(view))),
-        high(view.int64 != nullptr ? sizeof(int32_t) : 0) {}
-
-  static int64_t bytes_apart(const LengthView& view) {
-    return view.stride * static_cast<int64_t>(view.int64 != nullptr ? sizeof(int64_t) : sizeof(int32_t));
-  }
-
-  __device__ explicit operator bool() const { return data != nullptr; }
-
-  __device__ Words read(int b) const {
-    const char* at = data + uint64_t{static_cast<uint32_t>(b)} * step;
-    if (high != 0) return *reinterpret_cast<const Words*>(at);
-    return {*reinterpret_cast<const uint32_t*>(at), 0};
-  }
-
-  __device__ int64_t value(const Words& words) const {
-    return static_cast<int64_t>(uint64_t{static_cast<uint32_t>(sign_word(words))} << 32 | words.low);
-  }
-  /// rules::length32 of an element, without a branch.
-  __device__ uint32_t length32(const Words& words) const {
-    const int32_t high_word = sign_word(words);
-    return (words.low | (high_word > 0 ? ~0u : 0u)) & ~static_cast<uint32_t>(high_word >> 31);
-  }
-  __device__ int64_t operator[](int b) const { return value(read(b)); }
-
- private:
-  __device__ int32_t sign_word(const Words& words) const {
-    return high != 0 ? words.high : static_cast<int32_t>(words.low) >> 31;
-  }
-};
 
 /// One tile of requests, as one of the blocks that share it sees it.
 struct Tile {
@@ -87,7 +39,7 @@ __device__ void for_each_tile(int bs, unsigned share, unsigned shares, Visit vis
   }
 }
 
-/// N running sums, added together. They saturate as they are stored.
+/// N cumulative sums, added together. They saturate as they are stored.
 template <int N>
 struct Sums {
   int32_t value[N];
@@ -184,14 +136,14 @@ struct Scanned {
 /// A scan over a block, which runs on from tile to tile, over the requests of skipped tiles too. Of one warp's width
 /// and one tile, each warp scans for itself.
 template <int kThreads, bool kMany, int N>
-class RunningScan {
+class CumulativeScan {
  public:
   struct Shared {
     Sums<N> warp_total[kThreads / kWarp];
     Sums<N> warp_skipped[kMany ? kThreads / kWarp : 1];
   };
 
-  __device__ explicit RunningScan(Shared& shared) : shared_(shared) {}
+  __device__ explicit CumulativeScan(Shared& shared) : shared_(shared) {}
 
   /// Starts on a tile; `sums_of(read(b))` are the sums of a request of the tiles that were skipped.
   template <class Read, class SumsOf>

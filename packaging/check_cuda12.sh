@@ -14,9 +14,9 @@ cp -r "$work"/packages/nvidia/cuda_runtime/{include,lib} "$work"/packages/nvidia
 cp -r "$work"/packages/nvidia/cuda_nvcc/include "$work/cuda"
 touch "$work/cuda/include/curand_mtgp32_kernel.h" # clang's wrapper includes it, no kernel here needs it
 
-flags=(-x cuda --cuda-path="$work/cuda" -std=c++17 -O3 -Wall -Wno-unknown-cuda-version -Icpp/include -Icpp/src -Icuda
+flags=(-x cuda --cuda-path="$work/cuda" -std=c++20 -O3 -Wall -Wno-unknown-cuda-version -Icpp/include -Icpp/src -Icuda
   -DNSA_KERNEL_VERSION='""' -DNSA_KERNEL_ARCHITECTURES='""')
-for source in cuda/*.cu; do
+for source in cuda/*.cu cuda/*/*.cu; do
   name=$(basename "$source" .cu)
   "$clang" "${flags[@]}" --cuda-host-only -c "$source" -o "$work/out/$name.o"
   for architecture in ${ARCHITECTURES:-70 75 80 86 89 90 100 103 120 121}; do

@@ -19,13 +19,13 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 COMPILER = shutil.which("g++") or shutil.which("c++")
 FLAGS = [
-    *("-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas"),
+    *("-std=c++20", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas"),
     *("-ffunction-sections", "-Wl,--gc-sections"),  # what waits for a device is not there
     "-U_FORTIFY_SOURCE",  # a checked longjmp takes the stacks of threads for one
     *os.environ.get("CXXFLAGS", "").split(),  # the sanitizers of `make asan`
 ]
 SOURCES = ["tests/emulation/entry.cpp", "tests/emulation/machine.cpp", "cpp/src/draft_extend.cpp", "cpp/src/replay.cpp"]
-DEVICE_SOURCES = ["cuda/draft_extend.cu", "cuda/replay.cu"]
+DEVICE_SOURCES = ["cuda/draft_extend.cu", "cuda/replay/replay.cu"]
 FOLDERS = ["tests/emulation", "cuda", "cpp/src", "cpp/include"]
 EMPTY = 16  # an address for arrays that have none: they are given, and nothing is there
 

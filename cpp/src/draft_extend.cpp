@@ -1,5 +1,6 @@
 #include "nsa_kernel/draft_extend.h"
 
+#include "batch.h"
 #include "launch.h"
 #include "require.h"
 #include "rules.h"
@@ -25,22 +26,31 @@ DraftExtend checked(DraftExtend buffers, Variant variant) {
 bool needs_workspace(Variant variant) { return variant != Variant::optimized; }
 
 int64_t fill_on_cpu(const DraftExtend& buffers) {
-  const auto& [q, k, nsa_index_topk, expanded, clipped, num_tokens, device] = buffers;
-  const int32_t topk = static_cast<int32_t>(nsa_index_topk);
-  const int64_t capacity = rules::min(expanded.size, clipped.size);
+  const View<int32_t>& expanded = buffers.out_seqlens_expanded;
+  const View<int32_t>& clipped = buffers.out_nsa_cache_seqlens;
+  const Batch<TokenCounts::lengths> batch{
+      .bs = static_cast<int32_t>(buffers.extend_seq_lens.size),
+      .uniform_tokens = 0,
+      .seq_lens = IndexArray<>(buffers.seq_lens),
+      .source_rows = IndexArray<>(LengthView()),
+      .token_counts = IndexArray<>(buffers.extend_seq_lens),
+      .pending_tokens = 0,
+      .capacity = rules::saturated(rules::min(expanded.size, clipped.size)),
+  };
+  const int32_t topk = static_cast<int32_t>(buffers.nsa_index_topk);
   int32_t total = 0;
-  for (int64_t b = 0; b < q.size; ++b) {
-    const int64_t added = rules::length(q[b]);
-    const int32_t tokens = rules::saturated(added);
-    const int32_t first = rules::first_seqlen(rules::length(k[b]), 0, added);
-    for (int32_t j = 0; j < rules::min(tokens, capacity - total); ++j) {
+  for (int32_t b = 0; b < batch.bs; ++b) {
+    const auto request = batch.read(b);
+    const int32_t tokens = batch.tokens(request), first = batch.first_seqlen(request);
+    const int32_t held = batch.held_tokens(total, tokens);
+    for (int32_t j = 0; j < held; ++j) {
       const int32_t seqlen = rules::expanded_seqlen(first, j);
       expanded.data[total + j] = seqlen;
       clipped.data[total + j] = rules::clipped_seqlen(seqlen, topk);
     }
     total = rules::saturating_add(total, tokens);
   }
-  if (num_tokens) *num_tokens.data = total;
+  if (buffers.out_num_tokens) *buffers.out_num_tokens.data = total;
   return total;
 }
 

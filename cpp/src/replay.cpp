@@ -4,6 +4,7 @@
 #include <array>
 #include <tuple>
 
+#include "batch.h"
 #include "launch.h"
 #include "require.h"
 #include "rules.h"
@@ -106,17 +107,31 @@ Replay checked(Replay args) {
   return args;
 }
 
-void fill_table_rows(const Replay& args, const rules::Divisor& page_size, int64_t b, int32_t kv, int64_t row,
+/// The batch as both loops and kernels read it; `capacity` tokens are held.
+Batch<TokenCounts::uniform_or_lengths> batch_of(const Replay& args, int64_t capacity) {
+  const int32_t uniform_tokens = args.extend_seq_lens ? 0 : static_cast<int32_t>(*args.num_draft_tokens);
+  return {
+      .bs = static_cast<int32_t>(args.seq_lens.size),
+      .uniform_tokens = uniform_tokens,
+      .seq_lens = IndexArray<>(args.seq_lens),
+      .source_rows = IndexArray<>(args.req_pool_indices),
+      .token_counts = IndexArray<>(args.extend_seq_lens),
+      .pending_tokens = args.mode == Mode::target_verify ? uniform_tokens : 0,
+      .capacity = rules::saturated(capacity),
+  };
+}
+
+/// Writes rows row .. row + tokens - 1 of both tables, for a request of `kv` entries in a row of the pool, -1 outside
+/// it.
+void fill_table_rows(const Replay& args, const rules::Divisor& page_size, int32_t pool_row, int32_t kv, int64_t row,
                      int64_t tokens) {
-  const int64_t pool_row = args.req_pool_indices[b];
-  const bool in_pool = pool_row >= 0 && pool_row < args.req_to_token.rows;
-  const int32_t* source = args.req_to_token.row(in_pool ? pool_row : 0);
+  const int32_t* source = args.req_to_token.row(pool_row >= 0 ? pool_row : 0);
   const int32_t width = rules::saturated(args.req_to_token.cols);
 
   if (const TableView<int32_t>& slots = args.page_table) {
     const int32_t live = rules::live_slots(kv, width, rules::saturated(slots.cols));
     for (int64_t r = row; r < rules::min(row + tokens, slots.rows); ++r) {
-      if (in_pool) {
+      if (pool_row >= 0) {
         std::copy_n(source, live, slots.row(r));
       } else {
         std::fill_n(slots.row(r), live, 0);
@@ -127,22 +142,21 @@ void fill_table_rows(const Replay& args, const rules::Divisor& page_size, int64_
     const int32_t live = rules::live_pages(kv, width, rules::saturated(pages.cols), page_size);
     for (int64_t r = row; r < rules::min(row + tokens, pages.rows); ++r) {
       for (int64_t p = 0; p < live; ++p) {
-        pages.row(r)[p] = in_pool ? rules::page_id(source[p * args.page_size], page_size) : 0;
+        pages.row(r)[p] = pool_row >= 0 ? rules::page_id(source[p * args.page_size], page_size) : 0;
       }
     }
   }
 }
 
 void fill_on_cpu(const Replay& args) {
-  const int64_t bs = args.seq_lens.size;
-  const int32_t uncounted = args.mode == Mode::target_verify ? static_cast<int32_t>(*args.num_draft_tokens) : 0;
   const int32_t topk = static_cast<int32_t>(args.nsa_index_topk);
   const rules::Divisor page_size(args.page_size);
   const View<int32_t>& cu_k = args.cu_seqlens_k;
   const View<int32_t>& expanded = args.seqlens_expanded;
   const View<int32_t>& clipped = args.nsa_cache_seqlens;
   const View<int32_t>& cu_clipped = args.nsa_cu_seqlens_k;
-  const int64_t capacity = rules::max(rules::max(expanded.size, clipped.size), rules::max(cu_clipped.size - 1, 0));
+  const auto batch =
+      batch_of(args, rules::max(rules::max(expanded.size, clipped.size), rules::max(cu_clipped.size - 1, 0)));
 
   int32_t kv_sum = 0, clipped_sum = 0, total = 0;
   const auto store_token = [&](int64_t t, int32_t seqlen) {
@@ -155,22 +169,22 @@ void fill_on_cpu(const Replay& args) {
 
   if (cu_k) cu_k.data[0] = 0;
   if (cu_clipped.size > 0) cu_clipped.data[0] = 0;
-  for (int64_t b = 0; b < bs; ++b) {
-    const int64_t added = rules::length(args.extend_seq_lens ? args.extend_seq_lens[b] : *args.num_draft_tokens);
-    const int32_t tokens = rules::saturated(added);
-    const int32_t kv = rules::kv_length(rules::length32(args.seq_lens[b]), uncounted);
-    const int32_t first = rules::first_seqlen(rules::length(args.seq_lens[b]), uncounted, added);
+  for (int32_t b = 0; b < batch.bs; ++b) {
+    const auto request = batch.read(b);
+    const int32_t tokens = batch.tokens(request), kv = batch.kv(request), first = batch.first_seqlen(request);
     kv_sum = rules::saturating_add(kv_sum, kv);
     if (args.cache_seqlens) args.cache_seqlens.data[b] = kv;
     if (cu_k) cu_k.data[b + 1] = kv_sum;
     if (args.ctx_lens_2d) std::fill_n(args.ctx_lens_2d.row(b), tokens, kv);
-    for (int32_t j = 0; j < rules::min(tokens, capacity - total); ++j) {
-      store_token(total + j, rules::expanded_seqlen(first, j));
+    const int32_t held = batch.held_tokens(total, tokens);
+    for (int32_t j = 0; j < held; ++j) store_token(total + j, rules::expanded_seqlen(first, j));
+    if (args.page_table || args.real_page_table) {
+      const int32_t pool_rows = rules::saturated(args.req_to_token.rows);
+      fill_table_rows(args, page_size, batch.source_row(batch.read_source_row(b), pool_rows), kv, total, tokens);
     }
-    if (args.page_table || args.real_page_table) fill_table_rows(args, page_size, b, kv, total, tokens);
     total = rules::saturating_add(total, tokens);
   }
-  for (int64_t t = total; t < capacity; ++t) store_token(t, 0);
+  for (int64_t t = total; t < batch.capacity; ++t) store_token(t, 0);
   if (args.num_tokens) *args.num_tokens.data = total;
 }
 

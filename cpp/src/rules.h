@@ -27,22 +27,24 @@ constexpr int64_t length(int64_t value) { return max(value, 0); }
 constexpr uint32_t length32(int64_t value) { return static_cast<uint32_t>(min(length(value), 4294967295)); }
 
 /// A length and a few entries more or, below 0, less, as it is stored.
-constexpr int32_t adjusted(uint32_t length, int32_t more) {
+constexpr int32_t saturating_offset(uint32_t length, int32_t more) {
   const uint32_t most = static_cast<uint32_t>(kMaxStored - more);
   return static_cast<int32_t>((length < most ? length : most) + static_cast<uint32_t>(more));
 }
 
 /// KV entries of a request: those that `seq_lens` counts, and those of tokens that it does not count yet.
-constexpr int32_t kv_length(uint32_t seq_len, int32_t uncounted) { return adjusted(seq_len, uncounted); }
+constexpr int32_t kv_length(uint32_t seq_len, int32_t pending_tokens) {
+  return saturating_offset(seq_len, pending_tokens);
+}
 
 /// KV length that the first of q tokens sees, before it is bounded below: negative in a padded row.
-constexpr int32_t first_seqlen(int64_t seq_len, int32_t uncounted, int64_t q) {
-  return saturated(max(min(seq_len - q, kMaxStored) + uncounted + 1, -kMaxStored));
+constexpr int32_t first_seqlen(int64_t seq_len, int32_t pending_tokens, int64_t q) {
+  return saturated(max(min(seq_len - q, kMaxStored) + pending_tokens + 1, -kMaxStored));
 }
 
 /// The same where q is a number of the host.
-constexpr int32_t first_seqlen_of_uniform(uint32_t seq_len, int32_t uncounted, int32_t q) {
-  return adjusted(seq_len, uncounted + 1 - q);
+constexpr int32_t first_seqlen_of_uniform(uint32_t seq_len, int32_t pending_tokens, int32_t q) {
+  return saturating_offset(seq_len, pending_tokens + 1 - q);
 }
 
 /// KV length that token `j` sees.
