@@ -16,7 +16,7 @@ from compare import changes, compared_times
 from environment import environment, folder_name
 from limits import limits
 from measure import SETS, Bench, finish_on, run_checked
-from nsa_kernel.benchmark import round_count
+from nsa_kernel.tools.benchmark import round_count
 from parts import BATCH_SIZES, PARTS, parts
 from peers import rows
 from peers.names import PLAN, REPLAY_PLAN

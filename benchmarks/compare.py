@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from measure import COLUMNS, Record
-from nsa_kernel.benchmark import Spread
+from nsa_kernel.tools.benchmark import Spread
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from cases import DoesNotFitError, draft_extend_sets, replay_sets
-from nsa_kernel.benchmark import Spread, device_timer, done_timer, host_timer, interleave
+from nsa_kernel.tools.benchmark import Spread, device_timer, done_timer, host_timer, interleave
 from peers import Row
 
 Call = Callable[[], object]

@@ -13,7 +13,7 @@ import nsa_kernel
 import torch
 from cases import DraftExtendCase, ReplayCase
 from measure import FAILED, Bench, Record, finish_on, timed, timed_in_graph
-from nsa_kernel.benchmark import Spread, spread
+from nsa_kernel.tools.benchmark import Spread, spread
 from peers import FLOOR, OURS, Row, floors
 from peers.names import BOUND_ANEW, FIVE_ARRAYS, FIVE_DLPACK, FOUND_AGAIN, IMPORT, PLAN, PYTHON_LOOP, SAFE_KEY
 

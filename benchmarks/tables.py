@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from compare import Change
 from limits import Limit, Rows, by_case, limits, median, ratio, ratios
 from measure import COLUMNS, FAILED, OK, SKIPPED, WRONG, Record
-from nsa_kernel.benchmark import Spread
+from nsa_kernel.tools.benchmark import Spread
 from peers import FLOOR, OURS, PEER
 from peers.names import AFTER, BEFORE, COPY, LAUNCH, NODE, REPLAY_CALL, REPLAY_PLAN, SGLANG_FUSED
 from results import Results

@@ -9,7 +9,7 @@ import pytest
 import torch
 from exporters import Exporter, Layout
 from memory import Output, lengths, table
-from nsa_kernel.benchmark import launch_empty_kernel
+from nsa_kernel.tools.benchmark import launch_empty_kernel
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 DRAFT_EXTEND, REPLAY = "fill_draft_extend_metadata", "fill_replay_metadata"

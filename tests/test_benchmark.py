@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import nsa_kernel.sglang
 import pytest
 import torch
-from nsa_kernel import benchmark
-from nsa_kernel.benchmark import Spread
+from nsa_kernel.tools import benchmark
+from nsa_kernel.tools.benchmark import Spread
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -259,7 +259,7 @@ def test_no_other_device_is_opened(device):
         pytest.skip("needs two GPUs")
     code = """
         import threading
-        from nsa_kernel.benchmark import launch_empty_kernel
+        from nsa_kernel.tools.benchmark import launch_empty_kernel
 
         driver = ctypes.CDLL("libcuda.so.1")
 
@@ -371,7 +371,7 @@ def test_a_process_may_exit_while_a_daemon_thread_calls():
 def test_a_full_stream_may_wait_for_python(device, call):
     """A stream holds so many launches; the next one waits, here for a callback that is written in Python."""
     code = f"""
-        from nsa_kernel.benchmark import launch_empty_kernel
+        from nsa_kernel.tools.benchmark import launch_empty_kernel
 
         arguments = batch()
         plan = nsa_kernel.DraftExtendPlan(*arguments)

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from nsa_kernel.benchmark import launch_empty_kernel
+from nsa_kernel.tools.benchmark import launch_empty_kernel
 
 from peers import FLOOR, Row
 from peers.names import COPY, LAUNCH, NODE

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import _ext, benchmark, demo, get_kernel_info, verify
+from . import _ext, get_kernel_info
+from .tools import benchmark, demo, verify
 
 # Headers, library and CMake package lie beside the extension, which may be another distribution's.
 INSTALLED = Path(_ext.__file__).parent

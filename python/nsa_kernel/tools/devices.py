@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import get_kernel_info
+from .. import get_kernel_info
 
 FRAMEWORKS = ("torch", "cupy")
 

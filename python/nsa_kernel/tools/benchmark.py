@@ -21,7 +21,7 @@ from functools import partial
 from itertools import repeat
 from typing import Any
 
-from . import (
+from .. import (
     DraftExtendPlan,
     ReplayPlan,
     fill_draft_extend_metadata,
@@ -30,7 +30,7 @@ from . import (
     get_kernel_info,
     is_cuda_kernel_available,
 )
-from ._ext import launch_empty_kernel
+from .._ext import launch_empty_kernel
 
 __all__ = [
     "Spread",
