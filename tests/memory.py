@@ -49,3 +49,6 @@ class Output:
             place = divmod(at - self.start, self.row_stride or 1) if len(self.strides) == 2 else at - self.start
             words = ["untouched" if value == POISON else value for value in (got[at], want[at])]
             pytest.fail(f"{name}[{place}] is {words[0]}, must be {words[1]}")
+
+    def check_untouched(self, name):
+        self.check([], name)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from itertools import accumulate, islice
 
 INT32_MAX = 2**31 - 1
+PER_TOKEN = ("seqlens_expanded", "nsa_cache_seqlens", "nsa_cu_seqlens_k")
 
 
 def stored(value: int) -> int:
@@ -63,18 +64,19 @@ def replay(
         row = req_pool_indices[b]
         return req_to_token[row] if 0 <= row < len(req_to_token) else [0] * req_to_token_width
 
+    most = max((shape[0] for name, shape in shapes.items() if name in PER_TOKEN), default=0)
+    token_lengths = list(islice((length(b, j) for b in range(bs) for j in range(tokens[b])), most))
+
     def per_token(capacity: int) -> list[int]:
-        lengths = (length(b, j) for b in range(bs) for j in range(tokens[b]))
-        lengths = list(islice(lengths, capacity))
-        return lengths + [0] * (capacity - len(lengths))
+        return token_lengths[:capacity] + [0] * (capacity - len(token_lengths))
 
     def table(rows: int, width: int, live_row: Callable[[int, int], list[int]]) -> list[list]:
-        tokens_in_order = ((b, j) for b in range(bs) for j in range(tokens[b]))
         filled = []
-        for b, _ in islice(tokens_in_order, rows):
-            values = live_row(b, width)
-            filled.append(values + [None] * (width - len(values)))
-        return filled + [[None] * width for _ in range(rows - len(filled))]
+        for b in range(bs):
+            if count := min(tokens[b], rows - len(filled)):
+                values = live_row(b, width)
+                filled += [values + [None] * (width - len(values))] * count
+        return filled + [[None] * width] * (rows - len(filled))
 
     def live_slots(b: int, width: int) -> list[int]:
         return row_of_slots(b)[: min(kv[b], req_to_token_width, width)]

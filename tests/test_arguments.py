@@ -3,96 +3,42 @@
 import array
 import re
 
+import arguments
 import nsa_kernel
 import numpy as np
 import pytest
 import torch
+from arguments import (
+    CALLS,
+    DRAFT_EXTEND,
+    LENGTH,
+    OUTPUT,
+    OUTPUT_TABLE,
+    REPLAY,
+    ROLES,
+    TABLE,
+    shape_that_fits,
+    valid_arguments,
+)
 from exporters import Exporter, Layout
-from memory import Output, lengths, table
+from memory import lengths
 from nsa_kernel.tools.benchmark import launch_empty_kernel
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-DRAFT_EXTEND, REPLAY = "fill_draft_extend_metadata", "fill_replay_metadata"
-CALLS = {
-    DRAFT_EXTEND: [
-        nsa_kernel.fill_draft_extend_metadata,
-        nsa_kernel.DraftExtendPlan,
-        nsa_kernel.fill_draft_extend_metadata_cuda,
-        nsa_kernel.fill_draft_extend_metadata_cuda_basic,
-        nsa_kernel.fill_draft_extend_metadata_cuda_adaptive,
-        nsa_kernel.fill_draft_extend_metadata_cuda_optimized,
-    ],
-    REPLAY: [nsa_kernel.fill_replay_metadata, nsa_kernel.ReplayPlan],
-}
-ONLY_NEVER_WAITING = {"out_num_tokens", "variant"}
-OUTPUT_SHAPES = {
-    DRAFT_EXTEND: {"out_seqlens_expanded": (5,), "out_nsa_cache_seqlens": (5,), "out_num_tokens": (1,)},
-    REPLAY: {
-        "cache_seqlens": (2,),
-        "cu_seqlens_k": (3,),
-        "seqlens_expanded": (6,),
-        "nsa_cache_seqlens": (6,),
-        "nsa_cu_seqlens_k": (7,),
-        "page_table": (6, 8),
-        "real_page_table": (6, 4),
-        "ctx_lens_2d": (2, 3),
-        "num_tokens": (1,),
-    },
-}
-
-
-def valid_arguments(op, device):
-    """Arguments that fit, and the outputs among them, poisoned."""
-    outputs = {name: Output(*shape, device=device) for name, shape in OUTPUT_SHAPES[op].items()}
-    arguments = {name: output.array for name, output in outputs.items()}
-    arguments |= {"seq_lens": lengths([10, 15], device=device), "nsa_index_topk": 12}
-    if op == DRAFT_EXTEND:
-        arguments["extend_seq_lens"] = lengths([2, 3], device=device)
-    else:
-        arguments |= {"mode": "draft_extend", "num_draft_tokens": 3, "page_size": 2}
-        arguments["req_pool_indices"] = lengths([1, 0], device=device)
-        arguments["req_to_token"] = table([[5] * 8, [6] * 8], 8, device=device)
-    return arguments, outputs
-
 
 def check_refusal(op, device, exception, message, **changes):
-    """Every way to call the op refuses the changed arguments, in the same words."""
-    for call in CALLS[op]:
-        arguments, outputs = valid_arguments(op, device)
-        arguments.update({name: value(device) if callable(value) else value for name, value in changes.items()})
-        if "_cuda" in getattr(call, "__name__", ""):
-            if changes.keys() & ONLY_NEVER_WAITING:
-                continue
-            del arguments["out_num_tokens"]
-        with pytest.raises(exception, match="^" + re.escape(f"{op}: {message}") + "$") as caught:
-            call(**arguments)
-        assert type(caught.value) is exception
-        for name, output in outputs.items():
-            output.check([] if len(output.array.shape) == 1 else [[]], name)
+    """Every way to call the op refuses the changed arguments, in exactly these words."""
+    arguments.check_refusal(op, device, exception, re.escape(message) + "$", **changes)
 
 
 @pytest.mark.parametrize("op", CALLS)
 def test_the_arguments_fit_before_they_are_changed(device, op):
     for call in CALLS[op]:
-        arguments, _ = valid_arguments(op, device)
-        if "_cuda" in getattr(call, "__name__", ""):
-            del arguments["out_num_tokens"]
-        call(**arguments)
+        fitting, _ = valid_arguments(op, device, call)
+        call(**fitting)
 
 
 # What one array may be refused for, whichever argument it is.
-
-LENGTH, TABLE, OUTPUT, OUTPUT_TABLE = "length", "table", "output", "output table"
-ROLES = {
-    (DRAFT_EXTEND, "extend_seq_lens"): LENGTH,
-    (DRAFT_EXTEND, "seq_lens"): LENGTH,
-    (REPLAY, "seq_lens"): LENGTH,
-    (REPLAY, "extend_seq_lens"): LENGTH,
-    (REPLAY, "req_pool_indices"): LENGTH,
-    (REPLAY, "req_to_token"): TABLE,
-}
-for op, shapes in OUTPUT_SHAPES.items():
-    ROLES |= {(op, name): OUTPUT if len(shape) == 1 else OUTPUT_TABLE for name, shape in shapes.items()}
 
 
 class Unwilling:
@@ -249,8 +195,7 @@ def test_an_array_that_does_not_fit(device, op, name, kind):
     _, make, message = KINDS[kind]
     rank = 2 if role in (TABLE, OUTPUT_TABLE) else 1
     message = message.format(must_be=MUST_BE[role], rank=rank, more=rank + 1)
-    shape = OUTPUT_SHAPES[op].get(name, (2, 8)[:rank])
-    check_refusal(op, device, TypeError, f"{name} {message}", **{name: make(shape, device)})
+    check_refusal(op, device, TypeError, f"{name} {message}", **{name: make(shape_that_fits(op, name), device)})
 
 
 @pytest.mark.parametrize(
@@ -276,11 +221,11 @@ def test_one_dimensional_tables(device):
 def test_meta_tensors(device):
     meta = torch.zeros(2, dtype=torch.int32, device="meta")
     for op, name in ((DRAFT_EXTEND, "seq_lens"), (REPLAY, "seq_lens")):
-        arguments, outputs = valid_arguments(op, device)
+        others, outputs = valid_arguments(op, device)
         with pytest.raises(TypeError, match=f"^{op}: {name} "):
-            CALLS[op][0](**arguments | {name: meta})
+            CALLS[op][0](**others | {name: meta})
         for output in outputs.values():
-            output.check([] if len(output.array.shape) == 1 else [[]], name)
+            output.check_untouched(name)
 
 
 # Numbers, words, sizes and devices.
@@ -389,24 +334,24 @@ def test_words_that_are_no_str(device, value):
 @pytest.mark.cuda
 def test_arrays_on_two_devices(device, op, name):
     first = next(iter(valid_arguments(op, device)[0].values()))
-    arguments, outputs = valid_arguments(op, device)
-    stray = {name: (arguments.get(name, first)).cpu()}
+    others, outputs = valid_arguments(op, device)
+    stray = {name: (others.get(name, first)).cpu()}
     with pytest.raises(ValueError, match=rf"^{op}: \w+ is on (cpu|cuda:0), must be on (cpu|cuda:0) like \w+$"):
-        CALLS[op][0](**arguments | stray)
+        CALLS[op][0](**others | stray)
     for output in outputs.values():
-        output.check([] if len(output.array.shape) == 1 else [[]], name)
+        output.check_untouched(name)
 
 
 @pytest.mark.parametrize("op", CALLS)
 def test_names_that_no_argument_has(op):
     for call in CALLS[op]:
-        arguments, outputs = valid_arguments(op, "cpu")
+        fitting, outputs = valid_arguments(op, "cpu")
         with pytest.raises(TypeError):
-            call(**arguments, no_such_argument=1)
+            call(**fitting, no_such_argument=1)
         with pytest.raises(TypeError):
             call()
         for name, output in outputs.items():
-            output.check([] if len(output.array.shape) == 1 else [[]], name)
+            output.check_untouched(name)
 
 
 ORDINALS = NUMBERS | {
@@ -442,6 +387,6 @@ def test_cuda_arrays_given_to_a_build_without_cuda():
     if nsa_kernel.get_kernel_info()["cuda_version"] or not torch.cuda.is_available():
         pytest.skip("needs a GPU and a build without CUDA")
     for op, calls in CALLS.items():
-        arguments, _ = valid_arguments(op, "cuda")
+        fitting, _ = valid_arguments(op, "cuda")
         with pytest.raises(nsa_kernel.CudaError, match=f"^{op}: the arrays are on a CUDA device, must be on the CPU"):
-            calls[0](**arguments)
+            calls[0](**fitting)

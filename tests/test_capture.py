@@ -10,11 +10,11 @@ import threading
 import nsa_kernel
 import pytest
 import torch
+from draft_extend_cases import VARIANTS
 from memory import POISON, lengths
 from reference import draft_extend, replay
 
 pytestmark = pytest.mark.cuda
-VARIANTS = ["basic", "adaptive", "optimized"]
 
 FIRST_CALL = """
     import torch, nsa_kernel

@@ -1,13 +1,14 @@
-"""The drop-in functions: names, flags, defaults and return values of the wrapper that they replace."""
+"""The drop-in functions: names, flags, defaults and return values of the wrapper that they replace.
 
-import array
+What each framework's arrays give is in `test_frameworks.py`.
+"""
+
 import importlib.metadata
 import inspect
 import subprocess
 import sys
 
 import nsa_kernel
-import numpy as np
 import pytest
 import torch
 from memory import POISON, Output, lengths
@@ -122,115 +123,6 @@ def test_the_returned_arrays_are_independent(device, name):
     second = function(*args)
     del args
     assert (first.item(), second.item()) == (5, 4)
-
-
-@pytest.mark.parametrize("name", DIRECT)
-def test_direct_functions_return_a_numpy_array_for_numpy(name):
-    args = [np.array(Q), np.array(K), TOPK, np.zeros(5, np.int32), np.zeros(5, np.int32)]
-    count = getattr(nsa_kernel, name)(*args)
-    assert isinstance(count, np.ndarray)
-    assert count.shape == (1,)
-    assert count.dtype == np.int32
-    assert count.item() == 5
-    assert args[3].tolist() == EXPANDED
-    assert args[4].tolist() == CLIPPED
-
-
-def test_numpy_inputs_and_outputs():
-    q, k = np.array(Q, np.int32), np.array(K, np.int64)
-    expanded, clipped = np.full(5, POISON, np.int32), np.full(5, POISON, np.int32)
-    assert nsa_kernel.fill_draft_extend_metadata_cuda(q, k, TOPK, expanded, clipped) == 5
-    assert expanded.tolist() == EXPANDED
-    assert clipped.tolist() == CLIPPED
-
-
-def test_frameworks_may_be_mixed_on_one_device():
-    expanded, clipped = np.zeros(5, np.int32), torch.zeros(5, dtype=torch.int32)
-    assert nsa_kernel.fill_draft_extend_metadata_cuda(torch.tensor(Q), np.array(K), TOPK, expanded, clipped) == 5
-    assert expanded.tolist() == EXPANDED
-    assert clipped.tolist() == CLIPPED
-
-
-def test_a_tensor_subclass_is_a_tensor():
-    class Named(torch.Tensor):
-        pass
-
-    args = [value.as_subclass(Named) if isinstance(value, torch.Tensor) else value for value in arguments()]
-    assert nsa_kernel.fill_draft_extend_metadata_cuda(*args) == 5
-
-
-def test_any_buffer_is_an_array():
-    q, k = array.array("i", Q), memoryview(array.array("q", K))
-    expanded, clipped = array.array("i", [0] * 5), memoryview(array.array("i", [0] * 5))
-    assert nsa_kernel.fill_draft_extend_metadata_cuda(q, k, TOPK, expanded, clipped) == 5
-    assert expanded.tolist() == EXPANDED
-    assert clipped.tolist() == CLIPPED
-
-
-def test_inputs_may_be_read_only():
-    args = arguments()
-    args[:2] = np.array(Q), np.array(K)
-    for values in args[:2]:
-        values.flags.writeable = False
-    assert nsa_kernel.fill_draft_extend_metadata_cuda(*args) == 5
-
-
-def test_numpy_integers_are_integers():
-    args = arguments()
-    args[2] = np.int64(TOPK)
-    assert nsa_kernel.fill_draft_extend_metadata_cuda(*args) == 5
-    assert args[4].tolist() == CLIPPED
-
-
-@pytest.mark.cuda
-def test_cupy_arrays(device):
-    cupy = pytest.importorskip("cupy")
-    q, k = cupy.array(Q), cupy.array(K)
-    expanded, clipped = cupy.zeros(5, cupy.int32), cupy.zeros(5, cupy.int32)
-    assert nsa_kernel.fill_draft_extend_metadata_cuda(q, k, TOPK, expanded, clipped) == 5
-    assert expanded.tolist() == EXPANDED
-    assert clipped.tolist() == CLIPPED
-    for name in DIRECT:
-        count = getattr(nsa_kernel, name)(q, k, TOPK, expanded, clipped)
-        assert isinstance(count, cupy.ndarray)
-        assert count.shape == (1,)
-        assert count.dtype == cupy.int32
-        assert count.item() == 5
-
-
-@pytest.fixture
-def jax_arrays(device, jax):
-    """Makes JAX arrays on the device under test."""
-    try:
-        place = jax.devices(device)[0]
-    except RuntimeError:
-        pytest.skip(f"this JAX has no {device} device")
-    return lambda values: jax.block_until_ready(jax.device_put(np.array(values, np.int32), place))
-
-
-def test_jax_arrays_are_inputs(device, jax_arrays):
-    _, _, _, expanded, clipped = arguments(device)
-    q, k = jax_arrays(Q), jax_arrays(K)
-    assert nsa_kernel.fill_draft_extend_metadata_cuda(q, k, TOPK, expanded, clipped) == 5
-    assert expanded.tolist() == EXPANDED
-    assert clipped.tolist() == CLIPPED
-    for name in DIRECT:
-        count = getattr(nsa_kernel, name)(q, k, TOPK, expanded, clipped)
-        assert isinstance(count, type(q))
-        assert count.shape == (1,)
-        assert count.dtype == "int32"
-        assert count.device == q.device
-        assert count.item() == 5
-
-
-def test_jax_arrays_are_refused_as_outputs(device, jax_arrays):
-    q, k, _, _, clipped = arguments(device)
-    immutable = jax_arrays([7] * 5)
-    message = f"{OP}: out_seqlens_expanded is a JAX array, which is immutable, must be writable"
-    with pytest.raises(TypeError, match=f"^{message}$"):
-        nsa_kernel.fill_draft_extend_metadata_cuda(q, k, TOPK, immutable, clipped)
-    assert np.asarray(immutable).tolist() == [7] * 5
-    assert clipped.tolist() == [POISON] * 5
 
 
 DYING_KERNEL = """

@@ -11,9 +11,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import draft_extend_cases
 import pytest
-import test_draft_extend
-import test_replay
+import replay_cases
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,13 +64,13 @@ class Machine:
 
     def draft_extend(self, arrays, outputs, variant):
         q, k, topk = arrays
-        number = test_draft_extend.VARIANTS.index(variant)
+        number = draft_extend_cases.VARIANTS.index(variant)
         self._call(self.kernels.draft_extend, number, ctypes.c_int64(topk), tensors=[q, k, *outputs])
 
     def replay(self, mode, arguments):
         numbers = [arguments["nsa_index_topk"], arguments.get("num_draft_tokens", -1), arguments.get("page_size", 1)]
         tensors = [arguments.get(name) for name in self.REPLAY_ARRAYS]
-        number = test_replay.MODES.index(mode)
+        number = replay_cases.MODES.index(mode)
         self._call(self.kernels.replay, number, *map(ctypes.c_int64, numbers), tensors=tensors)
 
     def _call(self, function, *numbers, tensors):
@@ -92,17 +92,17 @@ def kernels(tmp_path_factory):
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 3, 20])
-@pytest.mark.parametrize("variant", test_draft_extend.VARIANTS)
+@pytest.mark.parametrize("variant", draft_extend_cases.VARIANTS)
 def test_draft_extend_by_name(kernels, variant, multiprocessors):
     way = Machine(kernels, multiprocessors).draft_extend
-    for case in test_draft_extend.NAMED_CASES.values():
-        test_draft_extend.check(**case, device="cpu", variant=variant, way=way)
+    for case in draft_extend_cases.NAMED_CASES.values():
+        draft_extend_cases.check(**case, device="cpu", variant=variant, way=way)
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 3, 20])
-@pytest.mark.parametrize("case", test_replay.NAMED_CASES.values(), ids=test_replay.NAMED_CASES.keys())
+@pytest.mark.parametrize("case", replay_cases.NAMED_CASES.values(), ids=replay_cases.NAMED_CASES.keys())
 def test_replay_by_name(kernels, case, multiprocessors):
-    test_replay.check(**case, device="cpu", way=Machine(kernels, multiprocessors).replay)
+    replay_cases.check(**case, device="cpu", way=Machine(kernels, multiprocessors).replay)
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 4])
@@ -112,11 +112,11 @@ def test_batch_sizes(kernels, bs, multiprocessors):
     q = [draw.choice([0, 1, 2, 3, 40 if b == bs // 2 else 4]) for b in range(bs)]
     k = [draw.randrange(90) for _ in range(bs)]
     machine = Machine(kernels, multiprocessors, seed=bs)
-    for variant in test_draft_extend.VARIANTS:
-        test_draft_extend.check(q, k, 40, device="cpu", variant=variant, way=machine.draft_extend)
+    for variant in draft_extend_cases.VARIANTS:
+        draft_extend_cases.check(q, k, 40, device="cpu", variant=variant, way=machine.draft_extend)
     pool, indices = [list(range(60)), list(range(600, 660))], [b % 3 for b in range(bs)]
-    for mode in test_replay.MODES:
-        test_replay.check(
+    for mode in replay_cases.MODES:
+        replay_cases.check(
             mode, k, q=q, topk=40, width=60, pool=pool, indices=indices, page_size=8, device="cpu", way=machine.replay
         )
 
@@ -129,7 +129,7 @@ def test_a_few_long_requests_among_short_ones(kernels, bs, width, mode, multipro
     draw = random.Random(bs)
     kv = [draw.randrange(60) for _ in range(bs)]
     kv[draw.randrange(bs)], kv[-1] = width - 1, width + 9
-    test_replay.check(
+    replay_cases.check(
         mode,
         kv,
         q=[draw.choice([1, 2, 20 if b == bs - 1 else 0]) for b in range(bs)],
@@ -138,18 +138,18 @@ def test_a_few_long_requests_among_short_ones(kernels, bs, width, mode, multipro
         pool=[[7 * c + row for c in range(width)] for row in range(3)],
         indices=[draw.randrange(3) for _ in range(bs)],
         page_size=5,
-        names=test_replay.TABLES,
+        names=replay_cases.TABLES,
         device="cpu",
         way=Machine(kernels, multiprocessors, seed=bs).replay,
     )
 
 
-@pytest.mark.parametrize("op", [test_draft_extend, test_replay], ids=["draft_extend", "replay"])
+@pytest.mark.parametrize("op", [draft_extend_cases, replay_cases], ids=["draft_extend", "replay"])
 def test_random_cases_equal_the_oracle(kernels, op, random_cases):
     for seed, reproducible in random_cases:
         draw = random.Random(seed)
         case = op.draw_case(draw)
         machine = Machine(kernels, draw.choice([1, 2, 3, 7, 24]), seed)
-        case["way"] = machine.replay if op is test_replay else machine.draft_extend
+        case["way"] = machine.replay if op is replay_cases else machine.draft_extend
         with reproducible:
             op.check(**case, device="cpu")

@@ -1,5 +1,6 @@
 """Every framework's arrays, as its users would write the call; skipped where the framework or a GPU is absent."""
 
+import array
 import subprocess
 import sys
 
@@ -7,10 +8,43 @@ import nsa_kernel
 import numpy as np
 import pytest
 import torch
+from memory import POISON
 
 Q, K, TOPK = [2, 3], [10, 15], 12
 EXPANDED, CLIPPED = [9, 10, 13, 14, 15], [9, 10, 12, 12, 12]
 DIRECT = ["basic", "adaptive", "optimized"]
+
+
+def check(q, k, expanded, clipped, num_tokens, count_type=None):
+    """The worked example through every function: those that return nothing, the count, or an array of it.
+
+    `count_type` is the type of that array, which is of the framework, the shape and the device of `q`.
+    """
+
+    def written():
+        """What lies in the outputs, which are then cleared."""
+        values = [output.tolist() for output in (expanded, clipped)]
+        for output in (expanded, clipped):
+            for at in range(5):
+                output[at] = 0
+        return values
+
+    assert nsa_kernel.fill_draft_extend_metadata(q, k, TOPK, expanded, clipped, num_tokens) is None
+    assert num_tokens.tolist() == [5]
+    assert written() == [EXPANDED, CLIPPED]
+    nsa_kernel.DraftExtendPlan(q, k, TOPK, expanded, clipped).run()
+    assert written() == [EXPANDED, CLIPPED]
+    assert nsa_kernel.fill_draft_extend_metadata_cuda(q, k, TOPK, expanded, clipped) == 5
+    assert written() == [EXPANDED, CLIPPED]
+    for variant in DIRECT if count_type else []:
+        count = getattr(nsa_kernel, f"fill_draft_extend_metadata_cuda_{variant}")(q, k, TOPK, expanded, clipped)
+        assert isinstance(count, count_type)
+        assert count.shape == (1,)
+        assert count.dtype in (np.int32, torch.int32)
+        assert getattr(count, "device", None) == getattr(q, "device", None)
+        assert count.item() == 5
+        assert type(count.item()) is int
+        assert written() == [EXPANDED, CLIPPED]
 
 
 @pytest.fixture
@@ -21,16 +55,30 @@ def cupy():
     return cupy
 
 
+# The standard library: whatever has a buffer.
+
+
+def test_any_buffer_is_an_array():
+    def ints(size):
+        return array.array("i", [0] * size)
+
+    check(array.array("i", Q), memoryview(array.array("q", K)), ints(5), memoryview(ints(5)), ints(1))
+
+
 # NumPy.
 
 
 def test_numpy():
-    q, k = np.array(Q, np.int32), np.array(K, np.int64)
-    expanded, clipped, num_tokens = np.zeros(5, np.int32), np.zeros(5, np.int32), np.zeros(1, np.int32)
-    nsa_kernel.fill_draft_extend_metadata(q, k, TOPK, expanded, clipped, num_tokens)
-    assert expanded.tolist() == EXPANDED
-    assert clipped.tolist() == CLIPPED
-    assert num_tokens.tolist() == [5]
+    outputs = [np.full(size, POISON, np.int32) for size in (5, 5, 1)]
+    check(np.array(Q, np.int32), np.array(K, np.int64), *outputs, np.ndarray)
+    check(np.array(Q), np.array(K), *outputs, np.ndarray)
+
+
+def test_numpy_inputs_may_be_read_only():
+    q, k = np.array(Q), np.array(K)
+    for values in (q, k):
+        values.flags.writeable = False
+    check(q, k, *(np.zeros(size, np.int32) for size in (5, 5, 1)), np.ndarray)
 
 
 def test_numpy_views_are_written_in_place():
@@ -61,34 +109,20 @@ def test_numpy_replay_with_a_plan():
     assert pages.tolist() == [[10, 12, 14, 0, 0], [0, 2, 4, 6, 0]]
 
 
-@pytest.mark.parametrize("variant", DIRECT)
-def test_numpy_count_is_a_numpy_array(variant):
-    q, k = np.array(Q, np.int32), np.array(K, np.int32)
-    outputs = np.zeros(5, np.int32), np.zeros(5, np.int32)
-    count = getattr(nsa_kernel, f"fill_draft_extend_metadata_cuda_{variant}")(q, k, TOPK, *outputs)
-    assert isinstance(count, np.ndarray)
-    assert count.dtype == np.int32
-    assert count.item() == 5
-
-
 # JAX: its arrays are immutable, so they are inputs; the outputs are another framework's.
 
 
 def test_jax_inputs_with_numpy_outputs(jax):
-    cpu = jax.devices("cpu")[0]
-    q, k = (jax.device_put(np.array(values, np.int32), cpu) for values in (Q, K))
-    expanded, clipped = np.zeros(5, np.int32), np.zeros(5, np.int32)
-    nsa_kernel.fill_draft_extend_metadata(q, k, TOPK, expanded, clipped)
-    assert expanded.tolist() == EXPANDED
-    assert clipped.tolist() == CLIPPED
+    check(*on_jax(jax, "cpu"), *(np.zeros(size, np.int32) for size in (5, 5, 1)), jax.Array)
 
 
 def test_jax_inputs_with_torch_outputs(jax, device):
-    q, k = on_jax(jax, device)
-    expanded, clipped = (torch.zeros(5, dtype=torch.int32, device=device) for _ in range(2))
-    nsa_kernel.fill_draft_extend_metadata(q, k, TOPK, expanded, clipped)
-    assert expanded.tolist() == EXPANDED
-    assert clipped.tolist() == CLIPPED
+    outputs = [torch.zeros(size, dtype=torch.int32, device=device) for size in (5, 5, 1)]
+    check(*on_jax(jax, device), *outputs, jax.Array)
+
+
+def test_jax_inputs_with_cupy_outputs(jax, cupy):
+    check(*on_jax(jax, "cuda"), *(cupy.zeros(size, cupy.int32) for size in (5, 5, 1)), jax.Array)
 
 
 def test_jax_replay(jax, device):
@@ -107,14 +141,6 @@ def test_jax_replay(jax, device):
     assert pages.tolist() == [[10, 0, 0, 0, 0], [0, 2, 0, 0, 0]]
 
 
-def test_jax_inputs_with_cupy_outputs(jax, cupy):
-    q, k = on_jax(jax, "cuda")
-    expanded, clipped = cupy.zeros(5, cupy.int32), cupy.zeros(5, cupy.int32)
-    nsa_kernel.fill_draft_extend_metadata(q, k, TOPK, expanded, clipped)
-    assert expanded.tolist() == EXPANDED
-    assert clipped.tolist() == CLIPPED
-
-
 def test_jax_inputs_are_read_when_they_are_ready(jax, device):
     """JAX computes on a stream of its own."""
     q, k = on_jax(jax, device)
@@ -125,19 +151,15 @@ def test_jax_inputs_are_read_when_they_are_ready(jax, device):
         assert expanded.tolist() == [length + step for length in EXPANDED]
 
 
-def test_jax_output_is_refused(jax, device):
-    q, k = on_jax(jax, device)
-    with pytest.raises(TypeError, match="out_seqlens_expanded is a JAX array, which is immutable, must be writable"):
-        nsa_kernel.fill_draft_extend_metadata(q, k, TOPK, jax.numpy.zeros(5, jax.numpy.int32), q)
-
-
-@pytest.mark.parametrize("variant", DIRECT)
-def test_jax_count_is_a_jax_array(jax, device, variant):
-    q, k = on_jax(jax, device)
-    outputs = [torch.zeros(5, dtype=torch.int32, device=device) for _ in range(2)]
-    count = getattr(nsa_kernel, f"fill_draft_extend_metadata_cuda_{variant}")(q, k, TOPK, *outputs)
-    assert isinstance(count, jax.Array)
-    assert count.item() == 5
+def test_jax_arrays_are_refused_as_outputs(jax, device):
+    q, k, immutable = on_jax(jax, device, Q, K, [7] * 5)
+    clipped = torch.full((5,), POISON, dtype=torch.int32, device=device)
+    message = "out_seqlens_expanded is a JAX array, which is immutable, must be writable"
+    for call in (nsa_kernel.fill_draft_extend_metadata, nsa_kernel.fill_draft_extend_metadata_cuda):
+        with pytest.raises(TypeError, match=f"^fill_draft_extend_metadata: {message}$"):
+            call(q, k, TOPK, immutable, clipped)
+    assert np.asarray(immutable).tolist() == [7] * 5
+    assert clipped.tolist() == [POISON] * 5
 
 
 def on_jax(jax, device, *arrays):
@@ -153,13 +175,9 @@ def on_jax(jax, device, *arrays):
 
 
 def test_cupy(cupy):
-    q, k = cupy.array(Q, cupy.int32), cupy.array(K, cupy.int64)
-    expanded, clipped, num_tokens = cupy.zeros(5, cupy.int32), cupy.zeros(5, cupy.int32), cupy.zeros(1, cupy.int32)
-    nsa_kernel.fill_draft_extend_metadata(q, k, TOPK, expanded, clipped, num_tokens)
-    assert expanded.tolist() == EXPANDED
-    assert clipped.tolist() == CLIPPED
-    assert num_tokens.tolist() == [5]
-    assert nsa_kernel.fill_draft_extend_metadata_cuda(q, k, TOPK, expanded, clipped) == 5
+    outputs = [cupy.zeros(size, cupy.int32) for size in (5, 5, 1)]
+    check(cupy.array(Q, cupy.int32), cupy.array(K, cupy.int64), *outputs, cupy.ndarray)
+    check(cupy.array(Q), cupy.array(K), *outputs, cupy.ndarray)
 
 
 def test_cupy_runs_in_order_on_its_current_stream(cupy):
@@ -197,15 +215,6 @@ def test_cupy_replay(cupy):
     assert pages.tolist() == [[10, 0, 0, 0, 0], [0, 2, 0, 0, 0]]
 
 
-@pytest.mark.parametrize("variant", DIRECT)
-def test_cupy_count_is_a_cupy_array(cupy, variant):
-    q, k = cupy.array(Q, cupy.int32), cupy.array(K, cupy.int32)
-    outputs = cupy.zeros(5, cupy.int32), cupy.zeros(5, cupy.int32)
-    count = getattr(nsa_kernel, f"fill_draft_extend_metadata_cuda_{variant}")(q, k, TOPK, *outputs)
-    assert isinstance(count, cupy.ndarray)
-    assert count.item() == 5
-
-
 # torch: a subclass is read through the exchange table that it inherits, never through `__dlpack__`, which is Python.
 
 
@@ -229,8 +238,18 @@ def own_parameter(tensor):
     return Buffer(tensor, requires_grad=False)
 
 
+WRAPPERS = [subclassed, parameter, own_parameter, torch.nn.Buffer]
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_torch_subclasses(device, wrap):
+    inputs = [wrap(torch.tensor(values, dtype=torch.int32, device=device)) for values in (Q, K)]
+    outputs = [wrap(torch.zeros(size, dtype=torch.int32, device=device)) for size in (5, 5, 1)]
+    check(*inputs, *outputs, torch.Tensor)
+
+
 @pytest.mark.skipif(not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"), reason="torch before 2.10 has no table")
-@pytest.mark.parametrize("wrap", [subclassed, parameter, own_parameter, torch.nn.Buffer])
+@pytest.mark.parametrize("wrap", WRAPPERS)
 def test_torch_subclasses_go_the_fast_way(device, wrap, monkeypatch):
     def slow(*args, **kwargs):
         raise AssertionError("__dlpack__ was called")
@@ -279,8 +298,7 @@ def test_torch_without_an_exchange_table(device):
 
 
 def test_frameworks_may_be_mixed():
-    q, k = np.array(Q, np.int32), torch.tensor(K)
-    expanded, clipped = torch.zeros(5, dtype=torch.int32), np.zeros(5, np.int32)
-    nsa_kernel.fill_draft_extend_metadata(q, k, TOPK, expanded, clipped)
-    assert expanded.tolist() == EXPANDED
-    assert clipped.tolist() == CLIPPED
+    outputs = torch.zeros(5, dtype=torch.int32), np.zeros(5, np.int32), np.zeros(1, np.int32)
+    check(np.array(Q, np.int32), torch.tensor(K), *outputs, np.ndarray)
+    expanded, clipped = np.zeros(5, np.int32), torch.zeros(5, dtype=torch.int32)
+    check(torch.tensor(Q), np.array(K), expanded, clipped, np.zeros(1, np.int32), torch.Tensor)

@@ -7,10 +7,9 @@ import weakref
 import nsa_kernel
 import pytest
 import torch
+from draft_extend_cases import VARIANTS
 from memory import POISON, lengths
 from reference import draft_extend, replay
-
-VARIANTS = ["basic", "adaptive", "optimized"]
 
 
 def draft_extend_arrays(device, bs=3, capacity=16):

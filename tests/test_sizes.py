@@ -1,13 +1,16 @@
 """Sizes at the ends: very many requests, tables past 2**31 and 2**32 elements, sums that saturate, nothing at all."""
 
+import functools
+
 import nsa_kernel
 import numpy as np
 import pytest
 import torch
+from draft_extend_cases import VARIANTS
 from memory import POISON, Output, lengths, table
 from reference import INT32_MAX, draft_extend, replay
+from replay_cases import MODES
 
-VARIANTS = ["basic", "adaptive", "optimized"]
 MANY = 1_000_000
 
 
@@ -24,77 +27,81 @@ def poisoned(device, *shape):
     return torch.full(shape, POISON, dtype=torch.int32, device=device)
 
 
-def tokens_of(q, k):
-    """Request of each token, and its length, by numpy: the oracle's loops would take too long here."""
-    counts = np.maximum(q, 0)
-    request = np.repeat(np.arange(len(q)), counts)
-    step = np.arange(len(request)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return request, np.maximum(np.maximum(k, 0)[request] - counts[request] + 1 + step, 0)
+@functools.cache
+def expected_draft_extend(capacity):
+    q, k = (values.tolist() for values in many_requests())
+    return draft_extend(q, k, 2048, capacity)
 
 
-def test_the_numpy_oracle_is_the_oracle():
-    q, k = [2, 0, 3, -1, 4], [10, 5, 15, 7, 2]
-    assert tokens_of(np.array(q), np.array(k))[1].tolist() == draft_extend(q, k, 2048, 9)[0]
+def values_of(expected):
+    """What the memory of an output holds by the oracle; before, all of it held poison."""
+    return np.nan_to_num(np.array(expected, dtype=float), nan=POISON).astype(np.int64)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("short", [0, 1000])
 def test_draft_extend_of_a_million_requests(device, variant, short):
     q, k = many_requests()
-    _, seqlens = tokens_of(q, k)
-    capacity = len(seqlens) - short
+    capacity = int(np.maximum(q, 0).sum()) - short
     outputs = [poisoned(device, size) for size in (capacity, capacity + 9, 1)]
     nsa_kernel.fill_draft_extend_metadata(on(device, q), on(device, k), 2048, *outputs, variant=variant)
-    expanded, clipped, count = (output.cpu().numpy() for output in outputs)
-    assert count[0] == len(seqlens)
-    assert np.array_equal(expanded, seqlens[:capacity])
-    assert np.array_equal(clipped[:capacity], np.minimum(seqlens, 2048)[:capacity])
-    assert (clipped[capacity:] == POISON).all()
+    expanded, clipped, count = expected_draft_extend(capacity)
+    assert count == capacity + short
+    for output, expected in zip(outputs, (expanded, clipped + [None] * 9, [count]), strict=True):
+        assert np.array_equal(output.cpu().numpy(), values_of(expected))
 
 
-@pytest.mark.parametrize("mode", ["decode", "target_verify", "draft_extend", "ragged"])
+@pytest.mark.parametrize("mode", MODES)
 def test_replay_of_a_million_requests(device, mode):
-    q, s = many_requests()
-    n, width, page_size = 2, 5, 2
-    counts = {"decode": np.ones(MANY, np.int64), "ragged": q}.get(mode, np.full(MANY, n))
-    kv = np.maximum(s, 0) + (n if mode == "target_verify" else 0)
-    request, seqlens = tokens_of(counts, kv)
+    """The same 9,973 requests again and again: a prime, which no warp, block or tile is a part of."""
+    some, n, width, page_size = 9973, 2, 5, 2
+    q, s = (values[:some] for values in many_requests())
     pool = np.arange(7 * width).reshape(7, width)
-    indices = np.arange(MANY) % 9 - 1
-    sizes = {
-        "cache_seqlens": MANY,
-        "cu_seqlens_k": MANY + 1,
-        "seqlens_expanded": len(request) + 5,
-        "nsa_cache_seqlens": len(request),
-        "nsa_cu_seqlens_k": len(request) + 1,
-        "num_tokens": 1,
+    indices = np.arange(some) % 9 - 1
+    tokens = {"decode": np.ones(some, dtype=int), "ragged": np.maximum(q, 0)}.get(mode, np.full(some, n))
+    rows, rows_of_some = int(np.resize(tokens, MANY).sum()), int(tokens.sum())
+    shapes = {
+        "cache_seqlens": (some,),
+        "seqlens_expanded": (rows_of_some,),
+        "nsa_cache_seqlens": (rows_of_some,),
+        "page_table": (rows_of_some, width),
+        "real_page_table": (rows_of_some, 3),
     }
-    out = {name: poisoned(device, size) for name, size in sizes.items()}
-    out |= {"page_table": poisoned(device, len(request), width), "real_page_table": poisoned(device, len(request), 3)}
+    op_mode = "draft_extend" if mode == "ragged" else mode
+    expected_of_some = replay(
+        op_mode,
+        s.tolist(),
+        2048,
+        shapes,
+        num_draft_tokens=n,
+        extend_seq_lens=q.tolist() if mode == "ragged" else None,
+        req_pool_indices=indices.tolist(),
+        req_to_token=pool.tolist(),
+        req_to_token_width=width,
+        page_size=page_size,
+    )
+    expected = {}
+    for name, shape in shapes.items():
+        expected[name] = np.resize(values_of(expected_of_some[name]), (MANY if shape == (some,) else rows, *shape[1:]))
+    for total, name in (("cu_seqlens_k", "cache_seqlens"), ("nsa_cu_seqlens_k", "nsa_cache_seqlens")):
+        expected[total] = np.minimum(np.cumsum([0, *expected[name]]), INT32_MAX)
+    expected["seqlens_expanded"] = np.append(expected["seqlens_expanded"], [0] * 5)
+    expected["num_tokens"] = np.array([rows])
+
+    out = {name: poisoned(device, *values.shape) for name, values in expected.items()}
     nsa_kernel.fill_replay_metadata(
-        "draft_extend" if mode == "ragged" else mode,
-        seq_lens=on(device, s),
-        extend_seq_lens=on(device, q) if mode == "ragged" else None,
+        op_mode,
+        seq_lens=on(device, np.resize(s, MANY)),
+        extend_seq_lens=on(device, np.resize(q, MANY)) if mode == "ragged" else None,
         nsa_index_topk=2048,
         num_draft_tokens=n,
-        req_pool_indices=on(device, indices, torch.int64),
+        req_pool_indices=on(device, np.resize(indices, MANY), torch.int64),
         req_to_token=on(device, pool),
         page_size=page_size,
         **out,
     )
-    got = {name: output.cpu().numpy() for name, output in out.items()}
-    clipped = np.minimum(seqlens, 2048)
-    assert np.array_equal(got["cache_seqlens"], kv)
-    assert np.array_equal(got["cu_seqlens_k"], np.minimum(np.cumsum([0, *kv]), INT32_MAX))
-    assert np.array_equal(got["seqlens_expanded"], [*seqlens, *[0] * 5])
-    assert np.array_equal(got["nsa_cache_seqlens"], clipped)
-    assert np.array_equal(got["nsa_cu_seqlens_k"], np.minimum(np.cumsum([0, *clipped]), INT32_MAX))
-    assert got["num_tokens"][0] == len(request)
-    in_pool = (indices >= 0) & (indices < len(pool))
-    rows = np.where(in_pool[:, None], pool[np.clip(indices, 0, len(pool) - 1)], 0)[request]
-    live = np.arange(width) < np.minimum(kv, width)[request, None]
-    assert np.array_equal(got["page_table"], np.where(live, rows, POISON))
-    assert np.array_equal(got["real_page_table"], np.where(live[:, ::page_size], rows[:, ::page_size] // 2, POISON))
+    for name, output in out.items():
+        assert np.array_equal(output.cpu().numpy(), expected[name]), name
 
 
 LONG_BATCHES = [
@@ -120,8 +127,9 @@ def test_a_few_long_requests_among_short_ones(device, bs, n, width, ragged):
     pool = draw.integers(0, 2**30, (bs + 3, width), dtype=np.int32)
     indices = draw.permutation(bs + 3)[:bs]
     indices[-1] = len(pool) if bs > 1 else indices[-1]
-    tables = {"page_table": (1, width), "real_page_table": (64, -(-width // 64))}
-    out = {name: poisoned(device, int(counts.sum()), columns) for name, (_, columns) in tables.items()}
+    rows = int(counts.sum())
+    shapes = {"page_table": (rows, width), "real_page_table": (rows, -(-width // 64))}
+    out = {name: poisoned(device, *shape) for name, shape in shapes.items()}
     nsa_kernel.fill_replay_metadata(
         "draft_extend",
         seq_lens=on(device, kv, torch.int64),
@@ -133,13 +141,20 @@ def test_a_few_long_requests_among_short_ones(device, bs, n, width, ragged):
         page_size=64,
         **out,
     )
-    for name, (page_size, columns) in tables.items():
-        got = out[name].cpu().numpy()
-        for row, b in enumerate(np.repeat(np.arange(bs), counts)):
-            live = -(-min(kv[b], width) // page_size)
-            slots = pool[indices[b]] if indices[b] < len(pool) else np.zeros(width, np.int32)
-            assert np.array_equal(got[row, :live], slots[::page_size][:live] // page_size), (name, row)
-            assert live == columns or (got[row, live:] == POISON).all(), (name, row)
+    expected = replay(
+        "draft_extend",
+        kv.tolist(),
+        2048,
+        shapes,
+        num_draft_tokens=n,
+        extend_seq_lens=counts.tolist() if ragged else None,
+        req_pool_indices=indices.tolist(),
+        req_to_token=pool.tolist(),
+        req_to_token_width=width,
+        page_size=64,
+    )
+    for name, output in out.items():
+        assert np.array_equal(output.cpu().numpy(), values_of(expected[name])), name
 
 
 def zeros(device, rows, columns):
@@ -249,7 +264,7 @@ def test_a_thousand_runs_of_draft_extend_give_equal_bits(device, variant, bs):
     check_runs(plan, out)
 
 
-@pytest.mark.parametrize("mode", ["decode", "target_verify", "draft_extend", "ragged"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("width", [40, 41])  # rows that are aligned, and not
 @pytest.mark.parametrize("bs", [7, 400, 3000])
 def test_a_thousand_runs_of_replay_give_equal_bits(device, mode, width, bs):

@@ -6,6 +6,7 @@ import sys
 import nsa_kernel
 import pytest
 import torch
+from replay_cases import MODES
 from torch import library
 from torch._dynamo.utils import counters
 
@@ -55,9 +56,6 @@ def replay_arguments(mode, bs, device, n=3, width=64, page_size=16):
 
 def copied(arguments):
     return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in arguments.items()}
-
-
-MODES = ["decode", "target_verify", "draft_extend", "ragged"]
 
 
 def test_import_of_the_package_imports_no_torch():

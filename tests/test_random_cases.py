@@ -1,17 +1,23 @@
-"""The same random cases on every device, each in poisoned memory between guard words, against the oracle.
+"""Random cases of every op: a seed is one case on every device, and a case that fails says how to run it again.
 
-A case is drawn on the host from its seed alone, so a seed is the same case on the CPU and on a GPU. `--cases=10000` is
-the full run of each op.
+A case is drawn on the host from its seed alone; `--cases=10000` is the full run of each op.
 """
 
 import copy
 import random
 
+import draft_extend_cases
 import pytest
-import test_draft_extend
-import test_replay
+import replay_cases
 
-OPS = {"draft_extend": test_draft_extend, "replay": test_replay}
+OPS = {"draft_extend": draft_extend_cases, "replay": replay_cases}
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_random_cases_equal_the_oracle(device, op, random_cases):
+    for seed, reproducible in random_cases:
+        with reproducible:
+            OPS[op].check(**OPS[op].draw_case(random.Random(seed)), device=device)
 
 
 @pytest.mark.parametrize("op", OPS)
