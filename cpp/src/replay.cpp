@@ -1,13 +1,12 @@
 #include "nsa_kernel/replay.h"
 
 #include <algorithm>
-#include <array>
-#include <tuple>
 
-#include "batch.h"
 #include "launch.h"
+#include "replay_batch.h"
 #include "require.h"
 #include "rules.h"
+#include "schedule.h"
 
 namespace nsa_kernel {
 namespace {
@@ -48,6 +47,12 @@ void check_mode(const Replay& args) {
   require.at_most("num_draft_tokens", tokens, rules::kMaxStored);
 }
 
+void check_topk(const Replay& args) {
+  if (args.nsa_index_topk) return require.not_negative("nsa_index_topk", *args.nsa_index_topk);
+  require(!args.nsa_cache_seqlens, "nsa_index_topk is absent, must be given with nsa_cache_seqlens");
+  require(!args.nsa_cu_seqlens_k, "nsa_index_topk is absent, must be given with nsa_cu_seqlens_k");
+}
+
 void check_outputs(const Replay& args) {
   const int64_t bs = args.seq_lens.size;
   require.at_least("cache_seqlens", args.cache_seqlens, bs);
@@ -66,6 +71,59 @@ void check_outputs(const Replay& args) {
           "], must be at least [", bs, ", ", n, "]");
 }
 
+/// A table of pairs, which kernels write 8 bytes at a time.
+void check_pairs(const char* name, const TableView<int32_t>& pairs) {
+  require(pairs.cols == 2, name, " has ", pairs.cols, " columns, must have 2");
+  require.countable(name, pairs.rows);
+  require(pairs.row_stride == 2, name, " has row stride ", pairs.row_stride, ", must be contiguous");
+  require(reinterpret_cast<uintptr_t>(pairs.data) % 8 == 0, name,
+          " starts at an address that is not a multiple of 8, must be aligned");
+}
+
+void check_schedule(const Replay& args) {
+  const bool by_request = args.schedule_rows == ScheduleRows::request;
+  if (!args.schedule) {
+    require(!args.schedule_format, "schedule_format is given without schedule, must be absent");
+    require(!args.schedule_atoms, "schedule_atoms is given without schedule, must be absent");
+    return;
+  }
+  require(args.schedule_format.has_value(), "schedule_format is absent, must be given with schedule");
+  const ScheduleFormat format = *args.schedule_format;
+  require(format == ScheduleFormat::deepgemm_sm90 || format == ScheduleFormat::deepgemm_sm100_256 ||
+              format == ScheduleFormat::deepgemm_sm100_384,
+          "schedule_format is ", static_cast<int64_t>(format),
+          ", must be deepgemm_sm90, deepgemm_sm100_256 or deepgemm_sm100_384");
+  require(by_request || args.schedule_rows == ScheduleRows::token, "schedule_rows is ",
+          static_cast<int64_t>(args.schedule_rows), ", must be token or request");
+  check_pairs("schedule", args.schedule);
+  require(args.schedule.rows >= 2, "schedule has ", args.schedule.rows, " rows, must have at least 2");
+  require(!by_request || !args.extend_seq_lens || format == ScheduleFormat::deepgemm_sm100_384,
+          "schedule_rows is request with extend_seq_lens, must be token but in deepgemm_sm100_384");
+  if (!args.schedule_atoms) return;
+  require(by_request && format == ScheduleFormat::deepgemm_sm90,
+          "schedule_atoms is given, must be absent but in deepgemm_sm90 with rows by request");
+  require(*args.schedule_atoms >= 1, "schedule_atoms is ", *args.schedule_atoms, ", must be at least 1");
+}
+
+void check_topk_plan(const Replay& args) {
+  if (!args.topk_plan) {
+    require(!args.topk_plan_format, "topk_plan_format is given without topk_plan, must be absent");
+    require(!args.topk_plan_clusters, "topk_plan_clusters is given without topk_plan, must be absent");
+    return;
+  }
+  require(args.topk_plan_format.has_value(), "topk_plan_format is absent, must be given with topk_plan");
+  require(args.topk_plan_clusters.has_value(), "topk_plan_clusters is absent, must be given with topk_plan");
+  const TopkPlanFormat format = *args.topk_plan_format;
+  require(format == TopkPlanFormat::sglang_topk_v2_sm90 || format == TopkPlanFormat::sglang_topk_v2_sm100,
+          "topk_plan_format is ", static_cast<int64_t>(format),
+          ", must be sglang_topk_v2_sm90 or sglang_topk_v2_sm100");
+  require.not_negative("topk_plan_clusters", *args.topk_plan_clusters);
+  check_pairs("topk_plan", args.topk_plan);
+  const int64_t rows = token_rows(batch_of<TokenCounts::uniform_or_lengths>(args));
+  require(args.topk_plan.rows >= rows + 1, "topk_plan has ", args.topk_plan.rows, " rows, must have at least ",
+          rows + 1);
+}
+
 template <class T>
 void check_table_size(const char* name, const TableView<T>& table) {
   require.countable(name, table.rows);
@@ -82,7 +140,7 @@ void check_tables(const Replay& args) {
   check_table_size("req_to_token", args.req_to_token);
   check_table_size("page_table", args.page_table);
   check_table_size("real_page_table", args.real_page_table);
-  // The device divides the rows of both tables into units, which it counts in 32 bits.
+  // The device divides the rows of both tables into copy tasks, which it counts in 32 bits.
   const int64_t columns = args.page_table.cols / 256 + args.real_page_table.cols / 32 + 2;
   const int64_t rows = rules::max(args.page_table.rows, args.real_page_table.rows);
   require(columns * (rows / 16 + 1024) <= rules::kMaxStored, "page_table has shape [", args.page_table.rows, ", ",
@@ -94,31 +152,28 @@ void check_tables(const Replay& args) {
   require(static_cast<bool>(args.req_to_token), "req_to_token is absent, must be given with ", table);
 }
 
-/// The arguments, checked and in the one form that the loops and kernels read: `num_draft_tokens` holds the tokens of
-/// every request unless `extend_seq_lens` is given.
+/// Whether the top-k kernel reads the plan, which is not written otherwise.
+bool topk_plan_is_read(const Replay& args) {
+  const int64_t rows = token_rows(batch_of<TokenCounts::uniform_or_lengths>(args)), clusters = *args.topk_plan_clusters;
+  return 0 < clusters && clusters < rows && rows <= rules::TopkPlanRule::kMaxRows;
+}
+
+/// The arguments, checked and in the one form that the loops and kernels read: numbers that have a default hold it,
+/// `num_draft_tokens` the tokens of every request unless `extend_seq_lens` is given, and `topk_plan` is absent where
+/// nothing is written.
 Replay checked(Replay args) {
   require.countable("seq_lens", args.seq_lens.size);
-  require.not_negative("nsa_index_topk", args.nsa_index_topk);
+  check_topk(args);
   check_mode(args);
   args.num_draft_tokens = args.mode == Mode::decode ? 1 : args.num_draft_tokens.value_or(0);
   check_outputs(args);
   check_tables(args);
-  args.nsa_index_topk = rules::min(args.nsa_index_topk, rules::kMaxStored);
+  check_schedule(args);
+  check_topk_plan(args);
+  args.nsa_index_topk = rules::min(args.nsa_index_topk.value_or(0), rules::kMaxStored);
+  if (!args.schedule_atoms) args.schedule_atoms = rules::ceil_div(*args.num_draft_tokens, 2);
+  if (args.topk_plan && !topk_plan_is_read(args)) args.topk_plan = {};
   return args;
-}
-
-/// The batch as both loops and kernels read it; `capacity` tokens are held.
-Batch<TokenCounts::uniform_or_lengths> batch_of(const Replay& args, int64_t capacity) {
-  const int32_t uniform_tokens = args.extend_seq_lens ? 0 : static_cast<int32_t>(*args.num_draft_tokens);
-  return {
-      .bs = static_cast<int32_t>(args.seq_lens.size),
-      .uniform_tokens = uniform_tokens,
-      .seq_lens = IndexArray<>(args.seq_lens),
-      .source_rows = IndexArray<>(args.req_pool_indices),
-      .token_counts = IndexArray<>(args.extend_seq_lens),
-      .pending_tokens = args.mode == Mode::target_verify ? uniform_tokens : 0,
-      .capacity = rules::saturated(capacity),
-  };
 }
 
 /// Writes rows row .. row + tokens - 1 of both tables, for a request of `kv` entries in a row of the pool, -1 outside
@@ -149,14 +204,13 @@ void fill_table_rows(const Replay& args, const rules::Divisor& page_size, int32_
 }
 
 void fill_on_cpu(const Replay& args) {
-  const int32_t topk = static_cast<int32_t>(args.nsa_index_topk);
+  const int32_t topk = static_cast<int32_t>(*args.nsa_index_topk);
   const rules::Divisor page_size(args.page_size);
   const View<int32_t>& cu_k = args.cu_seqlens_k;
   const View<int32_t>& expanded = args.seqlens_expanded;
   const View<int32_t>& clipped = args.nsa_cache_seqlens;
   const View<int32_t>& cu_clipped = args.nsa_cu_seqlens_k;
-  const auto batch =
-      batch_of(args, rules::max(rules::max(expanded.size, clipped.size), rules::max(cu_clipped.size - 1, 0)));
+  const auto batch = batch_of<TokenCounts::uniform_or_lengths>(args);
 
   int32_t kv_sum = 0, clipped_sum = 0, total = 0;
   const auto store_token = [&](int64_t t, int32_t seqlen) {
@@ -186,42 +240,12 @@ void fill_on_cpu(const Replay& args) {
   }
   for (int64_t t = total; t < batch.capacity; ++t) store_token(t, 0);
   if (args.num_tokens) *args.num_tokens.data = total;
-}
-
-/// Every field: the binding does not compile without one of them.
-auto fields(const Replay& args) {
-  const auto& [mode, seq_lens, nsa_index_topk, req_pool_indices, req_to_token, extend_seq_lens, num_draft_tokens,
-               page_size, cache_seqlens, cu_seqlens_k, seqlens_expanded, nsa_cache_seqlens, nsa_cu_seqlens_k,
-               page_table, real_page_table, ctx_lens_2d, num_tokens, device] = args;
-  return std::tie(mode, seq_lens, nsa_index_topk, req_pool_indices, req_to_token, extend_seq_lens, num_draft_tokens,
-                  page_size, cache_seqlens, cu_seqlens_k, seqlens_expanded, nsa_cache_seqlens, nsa_cu_seqlens_k,
-                  page_table, real_page_table, ctx_lens_2d, num_tokens, device);
-}
-
-/// The last few plans of a thread, found again by all that they were made of. A plan is addresses and numbers and owns
-/// no memory, so equal buffers are always its own, whatever lies there by now.
-class RecentPlans {
- public:
-  const ReplayPlan& of(const Replay& buffers) {
-    for (const Entry& entry : entries_) {
-      if (fields(entry.buffers) == fields(buffers)) return entry.plan;
-    }
-    Entry& oldest = entries_[next_];
-    oldest.plan = ReplayPlan(buffers);  // before its buffers, for it may refuse them
-    oldest.buffers = buffers;
-    next_ = (next_ + 1) % entries_.size();
-    return oldest.plan;
+  if (args.schedule) {
+    const rules::ScheduleRule rule(*args.schedule_format, args.schedule_rows, *args.schedule_atoms);
+    fill_schedule_on_cpu(batch, rules::SeqlenSplits(rule.split()), rule, args.schedule);
   }
-
- private:
-  struct Entry {
-    Replay buffers;
-    ReplayPlan plan{buffers};  // a refresh without requests and outputs is one too
-  };
-
-  std::array<Entry, 4> entries_;
-  size_t next_ = 0;
-};
+  if (args.topk_plan) fill_topk_plan_on_cpu(batch, rules::TopkPlanRule(*args.topk_plan_format), args.topk_plan);
+}
 
 }  // namespace
 
@@ -235,9 +259,6 @@ void ReplayPlan::run(Stream stream) const {
   }
 }
 
-void fill_replay_metadata(const Replay& buffers, Stream stream) {
-  thread_local RecentPlans recent;
-  recent.of(buffers).run(stream);
-}
+void fill_replay_metadata(const Replay& buffers, Stream stream) { ReplayPlan(buffers).run(stream); }
 
 }  // namespace nsa_kernel

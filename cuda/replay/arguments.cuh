@@ -3,11 +3,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "batch.h"
 #include "nsa_kernel/replay.h"
 #include "rules.h"
 #include "scan.cuh"
+#include "schedule.cuh"
 
 namespace nsa_kernel::cuda {
 
@@ -16,22 +18,25 @@ constexpr int kMaxTaskRows = kShort;
 
 /// Compile-time assumptions that hold for what engines pass: up to 512 requests, tables of aligned rows, distances of
 /// up to 32 bits. Where counts are uniform, they are up to kMaxTaskRows.
-template <TokenCounts kValue>
+template <TokenCounts kValue, bool kSchedules_ = false>
 struct FastTraits {
   using Step = uint32_t;
   using Stride = uint32_t;
   static constexpr TokenCounts kCounts = kValue;
   static constexpr bool kAligned = true;
-  static constexpr bool kMany = false;  ///< more than one tile of requests
+  static constexpr bool kMany = false;             ///< more than one tile of requests
+  static constexpr bool kSchedules = kSchedules_;  ///< a schedule or top-k plan is asked for
 };
 
 /// No assumptions.
+template <bool kSchedules_ = false>
 struct GenericTraits {
   using Step = uint64_t;
   using Stride = uint64_t;
   static constexpr TokenCounts kCounts = TokenCounts::uniform_or_lengths;
   static constexpr bool kAligned = false;
   static constexpr bool kMany = true;
+  static constexpr bool kSchedules = kSchedules_;
 };
 
 /// The rows of a table; none where it is absent.
@@ -67,22 +72,14 @@ struct TokenArray {
   }
 };
 
-/// What the blocks in a row of the grid do, in the order of the grid.
-enum class Role { requests, tokens, tables, count };
-
-/// So many blocks for each role.
+/// The first block of each role, in a row of the grid: those before `tokens` write one value a request.
 struct Roles {
-  unsigned end[static_cast<int>(Role::count)]{};  ///< the first block beyond each role
+  unsigned tokens = 0;
+  unsigned tables = 0;
+  unsigned schedule = 0;  ///< and top-k plan; these roles divide themselves
 
-  /// Adds blocks to a role, before any to a later one.
-  void add(Role role, int64_t blocks) {
-    for (int i = static_cast<int>(role); i < static_cast<int>(Role::count); ++i) {
-      end[i] += static_cast<unsigned>(blocks);
-    }
-  }
-  constexpr unsigned begin_of(Role role) const { return role == Role::requests ? 0 : end[static_cast<int>(role) - 1]; }
-  constexpr unsigned end_of(Role role) const { return end[static_cast<int>(role)]; }
-  constexpr unsigned blocks_of(Role role) const { return end_of(role) - begin_of(role); }
+  constexpr unsigned token_blocks() const { return tables - tokens; }
+  constexpr unsigned table_blocks() const { return schedule - tables; }
 };
 
 /// In a small batch, the warps of the blocks that write lengths: first those of tokens, then those of requests, then
@@ -155,6 +152,7 @@ struct ReplayArguments {
   int32_t* cache_seqlens;
   int32_t* cu_seqlens_k;
   TableRows<int32_t, typename Traits::Stride> ctx_lens_2d;
+  std::conditional_t<Traits::kSchedules, ScheduleArguments<rules::SeqlenSplits>, NoScheduleArguments> schedules;
 
   using Request = typename decltype(batch)::Request;
 

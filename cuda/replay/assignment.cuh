@@ -48,7 +48,7 @@ __device__ int first_overflow_task(const Args& args, int place, int position, in
 /// A warp among those of all blocks that write tables: neighbours are in other blocks.
 template <class Args>
 __device__ int table_warp(const Args& args, unsigned block) {
-  return threadIdx.x / kWarp * args.roles.blocks_of(Role::tables) + block;
+  return threadIdx.x / kWarp * args.roles.table_blocks() + block;
 }
 
 /// The task that a warp has by static assignment. First come the first warps of all requests, for these are busy where
@@ -202,7 +202,7 @@ __device__ void fill_tables_of_small_batch(const Args& args, unsigned block) {
   if (__any_sync(kAllLanes, overflows(args, entries_seen, tokens_seen))) {
     const int32_t source_row = batch.source_row(batch.read_source_row(seen), args.tables.source.rows);
     const OverflowTasks<OverflowShape> tasks(args, entries_seen, source_row, lane <= last ? tokens_seen : 0);
-    const int warps = args.roles.blocks_of(Role::tables) * (blockDim.x / kWarp);
+    const int warps = args.roles.table_blocks() * (blockDim.x / kWarp);
     const int first = first_overflow_task(args, lane, table_warp(args, block), warps);
 #pragma unroll 1
     for (unsigned pending = __ballot_sync(kAllLanes, first < tasks.count); pending != 0; pending &= pending - 1) {
@@ -239,7 +239,7 @@ template <class Shape, int kTile, class Args, class RowOf>
 __device__ void run_work_list(const Args& args, const WorkList<Shape, kTile>& list, RowOf row_of) {
   constexpr int kWarps = kTile / kWarp, kWarpsLog2 = log2_of(kWarps);
   const int warp = (kWarps - 1 - kSchedulerWarps / 2 - static_cast<int>(threadIdx.x / kWarp)) & (kWarps - 1);
-  const int blocks = args.roles.blocks_of(Role::tables);
+  const int blocks = args.roles.table_blocks();
   const int each_log2 = max(kWarpsLog2 - (kWarp - __clz(list.count - 1)), 0);
   const int step = blocks << each_log2, first = (warp & ((1 << each_log2) - 1)) * blocks;
 #pragma unroll 1
@@ -280,7 +280,7 @@ class SchedulerWarp {
       if (!exists || !overflows(args_, entries, tokens)) continue;
       const RawIndex source_row = batch.read_source_row(tile_.begin + place(i));
       const OverflowTasks<Shape> tasks(args_, entries, batch.source_row(source_row, args_.tables.source.rows), tokens);
-      const int first = first_overflow_task(args_, place(i), block, args_.roles.blocks_of(Role::tables));
+      const int first = first_overflow_task(args_, place(i), block, args_.roles.table_blocks());
       if (first >= tasks.count) continue;
       const int at = atomicAdd(&list.count, 1);
       list.tasks[at] = tasks;

@@ -60,7 +60,7 @@ __device__ void fill_tokens(const ReplayArguments<Traits>& args, unsigned share)
     if constexpr (kSums > kCount) sums.value[kCount] = tokens;
     return sums;
   };
-  for_each_tile<kTile, kMany>(args.batch.bs, share, args.roles.blocks_of(Role::tokens), [&](const Tile& tile) {
+  for_each_tile<kTile, kMany>(args.batch.bs, share, args.roles.token_blocks(), [&](const Tile& tile) {
     const int b = tile.begin + threadIdx.x;
     const bool mine = threadIdx.x < tile.requests;
     Request request{};

@@ -12,6 +12,7 @@
 #include "replay/arguments.cuh"
 #include "replay/assignment.cuh"
 #include "replay/lengths.cuh"
+#include "replay_batch.h"
 
 namespace nsa_kernel::cuda {
 namespace {
@@ -37,25 +38,29 @@ template <class Traits>
 __global__ __launch_bounds__(kSmallBatchBlock) void replay_small_batch_kernel(
     const __grid_constant__ ReplayArguments<Traits> args) {
   await_stream();
-  if (blockIdx.x >= args.roles.begin_of(Role::tables)) {
-    const unsigned block = blockIdx.x - args.roles.begin_of(Role::tables);
-    fill_tables_of_small_batch<SmallBatchShape<Traits>, OverflowShape>(args, block);
-  } else {
-    fill_lengths_of_small_batch(args, blockIdx.x * (kSmallBatchBlock / kWarp) + threadIdx.x / kWarp);
+  const unsigned block = blockIdx.x;
+  if (block < args.roles.tables) {
+    return fill_lengths_of_small_batch(args, block * (kSmallBatchBlock / kWarp) + threadIdx.x / kWarp);
   }
+  if constexpr (Traits::kSchedules) {
+    if (block >= args.schedules.topk_plan_begin) return fill_topk_plan<kSmallBatchBlock>(args);
+    if (block >= args.roles.schedule) return fill_schedule_of_small_batch(args, block - args.roles.schedule);
+  }
+  fill_tables_of_small_batch<SmallBatchShape<Traits>, OverflowShape>(args, block - args.roles.tables);
 }
 
 template <class Traits>
 __global__ __launch_bounds__(kTile, kBlocksPerMultiprocessor) void replay_kernel(
     const __grid_constant__ ReplayArguments<Traits> args) {
   await_stream();
-  if (blockIdx.x >= args.roles.begin_of(Role::tables)) {
-    fill_tables<Shape, OverflowShape, kTile>(args, blockIdx.x - args.roles.begin_of(Role::tables));
-  } else if (blockIdx.x >= args.roles.begin_of(Role::tokens)) {
-    fill_tokens<kTile>(args, blockIdx.x - args.roles.begin_of(Role::tokens));
-  } else {
-    fill_requests<kTile>(args);
+  const unsigned block = blockIdx.x;
+  if (block < args.roles.tokens) return fill_requests<kTile>(args);
+  if (block < args.roles.tables) return fill_tokens<kTile>(args, block - args.roles.tokens);
+  if constexpr (Traits::kSchedules) {
+    if (block >= args.schedules.topk_plan_begin) return fill_topk_plan<kTile>(args);
+    if (block >= args.roles.schedule) return fill_schedule<kTile>(args);
   }
+  fill_tables<Shape, OverflowShape, kTile>(args, block - args.roles.tables);
 }
 
 template <class Kernel>
@@ -63,14 +68,20 @@ const void* address(Kernel* kernel) {
   return reinterpret_cast<const void*>(kernel);
 }
 
-using UniformTraits = FastTraits<TokenCounts::uniform>;
-using RaggedTraits = FastTraits<TokenCounts::lengths>;
-static_assert(offsetof(ReplayArguments<RaggedTraits>, tables) + offsetof(Tables<RaggedTraits>, aligned) <= 3 * 64 - 16,
+template <bool kSchedules>
+using UniformTraits = FastTraits<TokenCounts::uniform, kSchedules>;
+template <bool kSchedules>
+using RaggedTraits = FastTraits<TokenCounts::lengths, kSchedules>;
+static_assert(offsetof(ReplayArguments<RaggedTraits<false>>, tables) + offsetof(Tables<RaggedTraits<false>>, aligned) <=
+                  3 * 64 - 16,
               "an H100 lays arguments out from byte 16 of a line on");
 
-Kernels kernels(kOp, {address(replay_small_batch_kernel<UniformTraits>), address(replay_kernel<UniformTraits>),
-                      address(replay_small_batch_kernel<RaggedTraits>), address(replay_kernel<RaggedTraits>),
-                      address(replay_kernel<GenericTraits>)});
+template <bool kSchedules>
+Kernels kernels(kOp,
+                {address(replay_small_batch_kernel<UniformTraits<kSchedules>>),
+                 address(replay_kernel<UniformTraits<kSchedules>>),
+                 address(replay_small_batch_kernel<RaggedTraits<kSchedules>>),
+                 address(replay_kernel<RaggedTraits<kSchedules>>), address(replay_kernel<GenericTraits<kSchedules>>)});
 
 /// Where the overflow tasks of the second request of a tile start, as a part of 2**32 of all table warps: starts are
 /// evenly spaced, and those of consecutive requests far apart.
@@ -161,31 +172,47 @@ bool writes_requests(const Replay& buffers) {
   return buffers.cache_seqlens || buffers.cu_seqlens_k || buffers.ctx_lens_2d;
 }
 
+bool writes_schedules(const Replay& buffers) { return buffers.schedule || buffers.topk_plan; }
+
 bool writes_tokens(const Replay& buffers) {
   return buffers.seqlens_expanded || buffers.nsa_cache_seqlens || buffers.nsa_cu_seqlens_k || buffers.num_tokens;
+}
+
+/// What a schedule and a top-k plan of the batch take.
+template <class Traits>
+auto schedule_arguments(const Replay& buffers, const Batch<Traits::kCounts, typename Traits::Step>& batch) {
+  if constexpr (Traits::kSchedules) {
+    const ScheduleFormat format = buffers.schedule_format.value_or(ScheduleFormat::deepgemm_sm90);
+    const rules::ScheduleRule rule(format, buffers.schedule_rows, *buffers.schedule_atoms);
+    const int64_t slots = rules::max(buffers.schedule.rows - 1, 1), rows = token_rows(batch);
+    return ScheduleArguments<rules::SeqlenSplits>{
+        .schedule = reinterpret_cast<Pair*>(buffers.schedule.data),
+        .slots = static_cast<int32_t>(slots),
+        .slots_divisor = rules::Divisor(slots),
+        .rule = rule,
+        .splits = rules::SeqlenSplits(rule.split()),
+        .end = rule.end(batch.bs, rules::saturated(rows)),
+        .topk_plan = reinterpret_cast<Pair*>(buffers.topk_plan.data),
+        .topk_plan_rows = rules::saturated(rows),
+        .topk_plan_rule = rules::TopkPlanRule(buffers.topk_plan_format.value_or(TopkPlanFormat::sglang_topk_v2_sm90)),
+        .uniform_tokens_divisor = rules::Divisor(rules::max(batch.uniform_tokens, 1)),
+    };
+  } else {
+    return NoScheduleArguments();
+  }
 }
 
 /// What the buffers say of the launch; who does what is still open.
 template <class Traits>
 ReplayArguments<Traits> arguments(const Replay& buffers) {
-  using Step = typename Traits::Step;
   using Stride = typename Traits::Stride;
-  const int32_t uniform_tokens = buffers.extend_seq_lens ? 0 : static_cast<int32_t>(*buffers.num_draft_tokens);
-  const int64_t bs = buffers.seq_lens.size;
-  const int64_t capacity = rules::max(rules::max(buffers.seqlens_expanded.size, buffers.nsa_cache_seqlens.size),
-                                      rules::max(buffers.nsa_cu_seqlens_k.size - 1, 0));
   const rules::Divisor page_size(buffers.page_size);
+  const auto batch = batch_of<Traits::kCounts, typename Traits::Step>(buffers);
   return {
       .roles = {},
-      .bs_divisor = rules::Divisor(rules::max(bs, 1)),
-      .start_stride = start_stride(rules::min(bs, kTile)),
-      .batch = {.bs = static_cast<int32_t>(bs),
-                .uniform_tokens = uniform_tokens,
-                .seq_lens = IndexArray<Step>(buffers.seq_lens),
-                .source_rows = IndexArray<Step>(buffers.req_pool_indices),
-                .token_counts = IndexArray<Step>(buffers.extend_seq_lens),
-                .pending_tokens = buffers.mode == Mode::target_verify ? uniform_tokens : 0,
-                .capacity = rules::saturated(capacity)},
+      .bs_divisor = rules::Divisor(rules::max(batch.bs, 1)),
+      .start_stride = start_stride(rules::min(batch.bs, kTile)),
+      .batch = batch,
       .tables = {.assignment = {},
                  .max_extent = max_extent(buffers, page_size),
                  .page_size = static_cast<uint32_t>(buffers.page_size),
@@ -196,7 +223,7 @@ ReplayArguments<Traits> arguments(const Replay& buffers) {
                  .static_extent = {},
                  .aligned = rows_are_aligned(buffers)},
       .small_batch = {},
-      .topk = static_cast<int32_t>(buffers.nsa_index_topk),
+      .topk = static_cast<int32_t>(*buffers.nsa_index_topk),
       .seqlens_expanded = TokenArray(buffers.seqlens_expanded),
       .nsa_cache_seqlens = TokenArray(buffers.nsa_cache_seqlens),
       .nsa_cu_seqlens_k = TokenArray(buffers.nsa_cu_seqlens_k, 1),
@@ -205,6 +232,7 @@ ReplayArguments<Traits> arguments(const Replay& buffers) {
       .cache_seqlens = buffers.cache_seqlens.data,
       .cu_seqlens_k = buffers.cu_seqlens_k.data,
       .ctx_lens_2d = TableRows<int32_t, Stride>(buffers.ctx_lens_2d),
+      .schedules = schedule_arguments<Traits>(buffers, batch),
   };
 }
 
@@ -226,22 +254,47 @@ int64_t table_block_limit(int64_t at_once, int64_t other_blocks) {
   return rules::max(at_once - other_blocks, at_once / 2);
 }
 
+/// Blocks in a row of the grid for each role, in the order of the grid.
+struct RoleBlocks {
+  int64_t requests = 0;
+  int64_t tokens = 0;
+  int64_t tables = 0;
+  int64_t schedule = 0;
+  int64_t topk_plan = 0;
+
+  /// Tells the kernel, and returns how many there are.
+  template <class Traits>
+  unsigned assign(ReplayArguments<Traits>& args) const {
+    unsigned end = 0;
+    const auto end_of = [&](int64_t blocks) { return end += static_cast<unsigned>(blocks); };
+    args.roles.tokens = end_of(requests);
+    args.roles.tables = end_of(tokens);
+    args.roles.schedule = end_of(tables);
+    end_of(schedule);
+    if constexpr (Traits::kSchedules) args.schedules.topk_plan_begin = end;
+    return end_of(topk_plan);
+  }
+};
+
 template <class Traits>
 void launch_small_batch(const Replay& buffers, const Target& target, cudaStream_t stream) {
   ReplayArguments<Traits> args = arguments<Traits>(buffers);
   constexpr int kWarps = kSmallBatchBlock / kWarp;
+  RoleBlocks blocks;
   if (writes_requests(buffers) || writes_tokens(buffers)) {
     args.small_batch = small_batch_warps(args.batch.bs, writes_requests(buffers), args.batch.ragged(),
                                          args.batch.capacity, target.multiprocessors);
-    args.roles.add(Role::tokens, args.small_batch.all() / kWarps);
+    blocks.tokens = args.small_batch.all() / kWarps;
   }
+  if (buffers.schedule) blocks.schedule = rules::ceil_div(buffers.schedule.rows, kSmallBatchBlock);
+  if (buffers.topk_plan) blocks.topk_plan = 1;
   if (args.batch.bs > 0 && args.tables.rows() > 0) {
     const int64_t at_once = int64_t{target.multiprocessors} * kSmallBatchBlocksPerMultiprocessor<Traits>;
-    const int64_t limit = table_block_limit(at_once, args.roles.end_of(Role::tokens));
-    args.roles.add(Role::tables, table_blocks<SmallBatchShape<Traits>>(args, kWarps, limit));
+    const int64_t limit = table_block_limit(at_once, blocks.tokens + blocks.schedule + blocks.topk_plan);
+    blocks.tables = table_blocks<SmallBatchShape<Traits>>(args, kWarps, limit);
   }
-  const unsigned blocks = args.roles.end_of(Role::tables);
-  if (blocks > 0) enqueue(kOp, replay_small_batch_kernel<Traits>, blocks, kSmallBatchBlock, target, stream, args);
+  const unsigned grid = blocks.assign(args);
+  if (grid > 0) enqueue(kOp, replay_small_batch_kernel<Traits>, grid, kSmallBatchBlock, target, stream, args);
 }
 
 template <class Traits>
@@ -249,14 +302,17 @@ void launch(const Replay& buffers, const Target& target, cudaStream_t stream) {
   ReplayArguments<Traits> args = arguments<Traits>(buffers);
   const int64_t at_once = int64_t{target.multiprocessors} * kBlocksPerMultiprocessor;
   const Grid lengths(args.batch.bs, kTile, useful_token_blocks(args.batch.capacity, args.batch.bs), at_once);
-  if (writes_requests(buffers)) args.roles.add(Role::requests, 1);
-  if (writes_tokens(buffers)) args.roles.add(Role::tokens, lengths.shares);
+  RoleBlocks blocks;
+  if (writes_requests(buffers)) blocks.requests = 1;
+  if (writes_tokens(buffers)) blocks.tokens = lengths.shares;
+  if (buffers.schedule) blocks.schedule = 1;
+  if (buffers.topk_plan) blocks.topk_plan = 1;
   if (args.batch.bs > 0 && args.tables.rows() > 0) {
-    const int64_t limit = table_block_limit(at_once, int64_t{args.roles.end_of(Role::tokens)} * lengths.rows);
-    args.roles.add(Role::tables, table_blocks<Shape>(args, kTile / kWarp, limit));
+    const int64_t others = blocks.requests + blocks.tokens + blocks.schedule + blocks.topk_plan;
+    blocks.tables = table_blocks<Shape>(args, kTile / kWarp, table_block_limit(at_once, others * lengths.rows));
   }
-  const unsigned blocks = args.roles.end_of(Role::tables);
-  if (blocks > 0) enqueue(kOp, replay_kernel<Traits>, dim3(blocks, lengths.rows), kTile, target, stream, args);
+  const unsigned grid = blocks.assign(args);
+  if (grid > 0) enqueue(kOp, replay_kernel<Traits>, dim3(grid, lengths.rows), kTile, target, stream, args);
 }
 
 template <class Traits>
@@ -265,19 +321,21 @@ void launch_fast(const Replay& buffers, const Target& target, cudaStream_t strea
   launch<Traits>(buffers, target, stream);
 }
 
+template <bool kSchedules>
+void launch_any(const Replay& buffers, cudaStream_t stream) {
+  const Target target = kernels<kSchedules>.ready(buffers.device);
+  if (!is_fast(buffers)) return launch<GenericTraits<kSchedules>>(buffers, target, stream);
+  if (buffers.extend_seq_lens) return launch_fast<RaggedTraits<kSchedules>>(buffers, target, stream);
+  launch_fast<UniformTraits<kSchedules>>(buffers, target, stream);
+}
+
 }  // namespace
 
 void fill_replay(const Replay& buffers, Stream stream) {
   const DeviceGuard guard(buffers.device, kOp);
-  const Target target = kernels.ready(buffers.device);
   const auto on = static_cast<cudaStream_t>(stream);
-  if (!is_fast(buffers)) {
-    launch<GenericTraits>(buffers, target, on);
-  } else if (buffers.extend_seq_lens) {
-    launch_fast<RaggedTraits>(buffers, target, on);
-  } else {
-    launch_fast<UniformTraits>(buffers, target, on);
-  }
+  if (writes_schedules(buffers)) return launch_any<true>(buffers, on);
+  launch_any<false>(buffers, on);
 }
 
 }  // namespace nsa_kernel::cuda

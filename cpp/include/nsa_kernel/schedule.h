@@ -1,0 +1,22 @@
+// Schedules: how the consumers of attention metadata divide its rows among multiprocessors.
+#pragma once
+
+namespace nsa_kernel {
+
+/// Whose paged-MQA-logits kernel reads the schedule.
+enum class ScheduleFormat {
+  deepgemm_sm90,       ///< splits of 256 KV entries; slots beyond an even share are the last
+  deepgemm_sm100_256,  ///< splits of 256 KV entries; slots beyond an even share are the first
+  deepgemm_sm100_384,  ///< splits of 384 KV entries, weighed by the tokens of a row
+};
+
+/// What a row of the context lengths is that the consumer reads.
+enum class ScheduleRows {
+  token,    ///< one row a token
+  request,  ///< one row a request, of the length of its last token
+};
+
+/// Which top-k kernel reads the plan.
+enum class TopkPlanFormat { sglang_topk_v2_sm90, sglang_topk_v2_sm100 };
+
+}  // namespace nsa_kernel

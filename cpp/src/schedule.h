@@ -1,0 +1,96 @@
+// Schedules and top-k plans of a batch: what a request is to them, on both devices, and the loops on the CPU.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+
+#include "batch.h"
+#include "nsa_kernel/types.h"
+#include "schedule_rules.h"
+
+namespace nsa_kernel {
+
+/// A request as schedules see it; `before` are the tokens of earlier requests. What exceeds the capacity of a ragged
+/// batch is not there.
+template <class Batch>
+NSA_KERNEL_HOST_DEVICE rules::ScheduledRequest scheduled(const Batch& batch, const typename Batch::Request& request,
+                                                         int32_t before) {
+  const int32_t tokens = batch.tokens(request), first = batch.first_seqlen(request), kv = batch.kv(request);
+  if (!batch.ragged()) return {first, tokens, kv};
+  const int32_t held = batch.held_tokens(before, tokens);
+  return {first, held, held == tokens ? kv : held > 0 ? rules::expanded_seqlen(first, held - 1) : 0};
+}
+
+/// Rows by token of a batch: their number is known to the host.
+template <class Batch>
+int64_t token_rows(const Batch& batch) {
+  return batch.ragged() ? batch.capacity : int64_t{batch.bs} * batch.uniform_tokens;
+}
+
+/// Writes the schedule of a batch.
+template <class Batch, class Splits>
+void fill_schedule_on_cpu(const Batch& batch, const Splits& splits, const rules::ScheduleRule& rule,
+                          const TableView<int32_t>& schedule) {
+  const auto slots = static_cast<int32_t>(schedule.rows - 1);
+  const auto store = [&](int32_t slot, const rules::ScheduleEntry& entry) {
+    schedule.row(slot)[0] = entry.row;
+    schedule.row(slot)[1] = entry.split;
+  };
+  int32_t total = 0, tokens = 0;
+  for (int32_t b = 0; b < batch.bs; ++b) {
+    const auto request = batch.read(b);
+    total = rules::saturating_add(total, rule.work(splits, scheduled(batch, request, tokens)));
+    tokens = rules::saturating_add(tokens, batch.tokens(request));
+  }
+  const rules::ScheduleEntry end{total == 0 ? 0 : rule.end(batch.bs, rules::saturated(token_rows(batch))), 0};
+  const rules::SlotShares shares = rule.shares(total, slots, rules::Divisor(slots));
+
+  int32_t b = -1, work_before = 0, work_end = 0, tokens_before = 0, tokens_end = 0;
+  rules::ScheduledRequest request{};
+  for (int32_t slot = 0; slot < slots; ++slot) {
+    const int32_t start = shares.start(slot);
+    if (start >= total) {
+      store(slot, end);
+      continue;
+    }
+    while (work_end <= start) {
+      const auto next = batch.read(++b);
+      tokens_before = tokens_end;
+      work_before = work_end;
+      request = scheduled(batch, next, tokens_before);
+      tokens_end = rules::saturating_add(tokens_before, batch.tokens(next));
+      work_end = rules::saturating_add(work_before, rule.work(splits, request));
+    }
+    store(slot, rule.entry(splits, request, b, tokens_before, start - work_before));
+  }
+  store(slots, end);
+}
+
+/// Writes the top-k plan of a batch, whose rows are its tokens: at most TopkPlanRule::kMaxRows.
+template <class Batch>
+void fill_topk_plan_on_cpu(const Batch& batch, const rules::TopkPlanRule& rule, const TableView<int32_t>& plan) {
+  std::array<int32_t, rules::TopkPlanRule::kMaxRows> lengths{};
+  const auto rows = static_cast<int32_t>(token_rows(batch));
+  int32_t row = 0;
+  for (int32_t b = 0; b < batch.bs && row < rows; ++b) {
+    const auto request = batch.read(b);
+    const int32_t first = batch.first_seqlen(request), tokens = batch.tokens(request);
+    for (int32_t j = 0; j < tokens && row < rows; ++j) lengths[row++] = rules::expanded_seqlen(first, j);
+  }
+  const int32_t limit = rule.limit([&](int pair) {
+    return static_cast<int32_t>(std::count_if(lengths.begin(), lengths.begin() + rows,
+                                              [&](int32_t length) { return length > rule.length(pair); }));
+  });
+  int32_t count = 0;
+  for (int32_t r = 0; r < rows; ++r) {
+    if (lengths[r] <= limit) continue;
+    ++count;
+    plan.row(count)[0] = r;
+    plan.row(count)[1] = lengths[r];
+  }
+  plan.row(0)[0] = limit;
+  plan.row(0)[1] = count;
+}
+
+}  // namespace nsa_kernel
