@@ -5,6 +5,7 @@ some that never come, are an error. What only a GPU shows, races and its own ins
 """
 
 import ctypes
+import inspect
 import os
 import random
 import shutil
@@ -12,6 +13,7 @@ import subprocess
 from pathlib import Path
 
 import draft_extend_cases
+import nsa_kernel
 import pytest
 import replay_cases
 import torch
@@ -32,49 +34,49 @@ EMPTY = 16  # an address for arrays that have none: they are given, and nothing 
 pytestmark = pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler")
 
 
-class Array(ctypes.Structure):
+class Value(ctypes.Structure):
     """An argument as `emulation/entry.cpp` reads it."""
 
     _fields_ = (
+        ("is_given", ctypes.c_int64),
+        ("number", ctypes.c_int64),
+        ("word", ctypes.c_char_p),
         ("data", ctypes.c_void_p),
         *[(name, ctypes.c_int64) for name in ("size", "cols", "stride", "is_int64")],
     )
 
 
-def as_array(tensor):
-    if tensor is None:
-        return Array()
-    address, rows = tensor.data_ptr() or EMPTY, tensor.shape[0]
-    cols = tensor.shape[1] if tensor.dim() == 2 else 1
-    stride = tensor.stride(0) if rows > 1 or tensor.dim() == 2 else 1
-    return Array(address, rows, cols, stride, tensor.dtype == torch.int64)
+def as_value(value):
+    if value is None:
+        return Value()
+    if isinstance(value, str):
+        return Value(1, word=value.encode())
+    if isinstance(value, int):
+        return Value(1, value)
+    address, rows = value.data_ptr() or EMPTY, value.shape[0]
+    cols = value.shape[1] if value.dim() == 2 else 1
+    stride = value.stride(0) if rows > 1 or value.dim() == 2 else 1
+    return Value(1, 0, None, address, rows, cols, stride, value.dtype == torch.int64)
 
 
 class Machine:
     """A device of so many multiprocessors; `seed` decides who takes which turn."""
 
-    REPLAY_ARRAYS = (
-        *("seq_lens", "req_pool_indices", "req_to_token", "extend_seq_lens", "cache_seqlens", "cu_seqlens_k"),
-        *("seqlens_expanded", "nsa_cache_seqlens", "nsa_cu_seqlens_k", "page_table", "real_page_table"),
-        *("ctx_lens_2d", "num_tokens"),
-    )
-
     def __init__(self, kernels, multiprocessors, seed=0):
         self.kernels, self.where = kernels, (multiprocessors, ctypes.c_uint64(seed))
 
     def draft_extend(self, arrays, outputs, variant):
-        q, k, topk = arrays
-        number = draft_extend_cases.VARIANTS.index(variant)
-        self._call(self.kernels.draft_extend, number, ctypes.c_int64(topk), tensors=[q, k, *outputs])
+        self._call(nsa_kernel.fill_draft_extend_metadata, *arrays, *outputs, variant=variant)
 
     def replay(self, mode, arguments):
-        numbers = [arguments["nsa_index_topk"], arguments.get("num_draft_tokens", -1), arguments.get("page_size", 1)]
-        tensors = [arguments.get(name) for name in self.REPLAY_ARRAYS]
-        number = replay_cases.MODES.index(mode)
-        self._call(self.kernels.replay, number, *map(ctypes.c_int64, numbers), tensors=tensors)
+        self._call(nsa_kernel.fill_replay_metadata, mode, **arguments)
 
-    def _call(self, function, *numbers, tensors):
-        error = function(*self.where, *numbers, (Array * len(tensors))(*map(as_array, tensors)))
+    def _call(self, function, *args, **kwargs):
+        """The arguments of the public function, in its order."""
+        signature = inspect.signature(function)
+        given = signature.bind(*args, **kwargs).arguments
+        values = [as_value(given.get(name)) for name in signature.parameters if name != "stream"]
+        error = getattr(self.kernels, function.__name__)(*self.where, (Value * len(values))(*values))
         assert error is None, error.decode()
 
 
@@ -86,7 +88,7 @@ def kernels(tmp_path_factory):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     loaded = ctypes.CDLL(str(target))
-    for function in (loaded.draft_extend, loaded.replay):
+    for function in (loaded.fill_draft_extend_metadata, loaded.fill_replay_metadata):
         function.restype = ctypes.c_char_p  # what went wrong, if anything
     return loaded
 

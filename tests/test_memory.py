@@ -177,29 +177,37 @@ def holder_of(q):
 
 
 @pytest.mark.parametrize("make", HOLDERS.values(), ids=HOLDERS.keys())
-@pytest.mark.parametrize("initialized", [True, False])
-def test_a_plan_in_a_cycle_is_collected(make, initialized):
+def test_a_plan_in_a_cycle_is_collected(make):
     alive = []
     for _ in range(50):
         q = make()
         outputs = [torch.zeros(2, dtype=torch.int32) for _ in range(2)]
-        plan = nsa_kernel.DraftExtendPlan.__new__(nsa_kernel.DraftExtendPlan)
-        if initialized:
-            plan.__init__(q, lengths([9]), 12, *outputs)
+        plan = nsa_kernel.DraftExtendPlan(q, lengths([9]), 12, *outputs)
         holder_of(q).plan = plan
-        alive.append(weakref.ref(holder_of(q)))
+        alive += [weakref.ref(holder_of(q)), weakref.ref(plan)]
     del q, plan, outputs
     gc.collect()
-    assert [reference() for reference in alive] == [None] * 50
+    assert [reference() for reference in alive] == [None] * 100
 
 
-def test_a_plan_without_arrays_is_refused():
+def test_there_is_no_plan_without_arrays():
     class Unfinished(nsa_kernel.ReplayPlan):
         def __init__(self):
-            self.me = self
+            raise AssertionError("reached")
 
-    for plan in (Unfinished(), nsa_kernel.DraftExtendPlan.__new__(nsa_kernel.DraftExtendPlan)):
-        with pytest.warns(RuntimeWarning, match="uninitialized"), pytest.raises(TypeError):
-            plan.run()
-    del plan
-    gc.collect()
+    with pytest.raises(TypeError, match=r"^ReplayPlan: mode is absent, must be given$"):
+        Unfinished()
+    with pytest.raises(TypeError, match=r"^DraftExtendPlan: extend_seq_lens is absent, must be given$"):
+        nsa_kernel.DraftExtendPlan.__new__(nsa_kernel.DraftExtendPlan)
+
+
+def test_a_subclass_may_hand_its_arguments_on():
+    class Named(nsa_kernel.ReplayPlan):
+        def __init__(self, mode, **arguments):
+            super().__init__(mode, **arguments)
+            self.name = "first"
+
+    out = torch.zeros(1, dtype=torch.int32)
+    plan = Named("decode", seq_lens=lengths([9]), nsa_index_topk=12, cache_seqlens=out)
+    plan.run()
+    assert (plan.name, out.tolist()) == ("first", [9])

@@ -163,10 +163,9 @@ struct Arguments::Tensor {
   int64_t stride;
 };
 
-void Arguments::take_stream(nb::handle stream) {
-  if (stream.is_none()) return;
-  given_stream_ = true;
-  stream_ = stream_handle(op_, stream);
+Arguments::Arguments(const char* op, const nb::handle* arrays, size_t count, nb::handle stream)
+    : op_(op), arrays_(arrays), count_(count), given_stream_(stream.is_valid() && !stream.is_none()) {
+  if (given_stream_) stream_ = stream_handle(op, stream);
 }
 
 void Arguments::refuse(const char* name, const std::string& what) const {
@@ -202,11 +201,20 @@ bool Arguments::flag(const char* name, nb::handle value) const {
   refuse(name, is_a(value) + " whose truth cannot be had (" + reason + "), must be a bool");
 }
 
+void Arguments::check_str(const char* name, nb::handle value) const {
+  if (!PyUnicode_Check(value.ptr())) refuse(name, is_a(value) + ", must be a str");
+}
+
+void Arguments::refuse_word(const char* name, nb::handle value, const std::string& all) const {
+  throw nb::value_error(
+      (std::string(op_) + ": " + name + " is " + text_by(PyObject_Repr, value) + ", must be one of " + all).c_str());
+}
+
 Stream Arguments::stream() const { return given_stream_ ? stream_ : source_.current(device_); }
 
 void Arguments::find_source() {
   for (size_t i = 0; i < count_; ++i) {
-    const TypeFacts facts = types.of(Py_TYPE(all_[i].ptr()));
+    const TypeFacts facts = types.of(Py_TYPE(arrays_[i].ptr()));
     source_.offer(facts.framework, facts.table);
   }
 }

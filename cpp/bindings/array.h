@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "arguments.h"
 #include "dlpack.h"
 #include "nsa_kernel/types.h"
 #include "stream.h"
@@ -16,12 +17,8 @@ namespace nsa_kernel::bindings {
 /// The arguments of one call. Views borrow their arrays, which the caller holds; what had to be imported is kept here.
 class Arguments {
  public:
-  /// `all` outlives this object: among them are all arrays of the call. `stream` is checked at once.
-  template <size_t kCount>
-  Arguments(const char* op, const nanobind::handle (&all)[kCount], nanobind::handle stream)
-      : op_(op), all_(all), count_(kCount) {
-    take_stream(stream);
-  }
+  /// `arrays` are all arrays of the call, and outlive this object. `stream` is checked at once; it may be null.
+  Arguments(const char* op, const nanobind::handle* arrays, size_t count, nanobind::handle stream);
 
   /// [n] int32 or int64, any positive stride.
   LengthView lengths(const char* name, nanobind::handle array);
@@ -35,6 +32,17 @@ class Arguments {
   int64_t integer(const char* name, nanobind::handle value) const;
   /// Whether a value counts as true.
   bool flag(const char* name, nanobind::handle value) const;
+  /// The value that a str stands for.
+  template <class T>
+  T word(const char* name, nanobind::handle value) const {
+    check_str(name, value);
+    for (const Word<T>& word : kWords<T>) {
+      if (PyUnicode_CompareWithASCIIString(value.ptr(), word.text) == 0) return word.value;
+    }
+    std::string all;
+    for (const Word<T>& word : kWords<T>) all += (all.empty() ? "'" : ", '") + std::string(word.text) + "'";
+    refuse_word(name, value, all);
+  }
 
   /// The device of all arrays read so far.
   Device device() const { return device_; }
@@ -57,13 +65,14 @@ class Arguments {
   void check_version(const char* name, nanobind::handle source) const;
   TableView<int32_t> any_table(const char* name, nanobind::handle array, bool writable);
   void share_device(const char* name, Device device);
-  void take_stream(nanobind::handle stream);
+  void check_str(const char* name, nanobind::handle value) const;
+  [[noreturn]] void refuse_word(const char* name, nanobind::handle value, const std::string& all) const;
   void find_source();
   [[noreturn]] void refuse(const char* name, const std::string& what) const;
   [[noreturn]] void refuse_export(const char* name, nanobind::handle array, const std::string& reason) const;
 
   const char* op_;
-  const nanobind::handle* all_;
+  const nanobind::handle* arrays_;
   size_t count_;
   bool given_stream_ = false;
   Stream stream_ = nullptr;

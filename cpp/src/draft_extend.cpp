@@ -1,6 +1,7 @@
 #include "nsa_kernel/draft_extend.h"
 
 #include "batch.h"
+#include "draft_extend_arguments.h"
 #include "launch.h"
 #include "require.h"
 #include "rules.h"
@@ -8,11 +9,11 @@
 namespace nsa_kernel {
 namespace {
 
-constexpr Require require("fill_draft_extend_metadata");
+constexpr Require require(kDraftExtendArguments.op);
 
 DraftExtend checked(DraftExtend buffers, Variant variant) {
-  require(variant == Variant::basic || variant == Variant::adaptive || variant == Variant::optimized, "variant is ",
-          static_cast<int64_t>(variant), ", must be basic, adaptive or optimized");
+  require(word_of(variant) != nullptr, "variant is ", static_cast<int64_t>(variant),
+          ", must be basic, adaptive or optimized");
   require.countable("extend_seq_lens", buffers.extend_seq_lens.size);
   require.countable("out_seqlens_expanded", buffers.out_seqlens_expanded.size);
   require.countable("out_nsa_cache_seqlens", buffers.out_nsa_cache_seqlens.size);

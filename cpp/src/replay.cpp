@@ -4,6 +4,7 @@
 
 #include "launch.h"
 #include "replay_batch.h"
+#include "replay_arguments.h"
 #include "require.h"
 #include "rules.h"
 #include "schedule.h"
@@ -11,23 +12,13 @@
 namespace nsa_kernel {
 namespace {
 
-constexpr Require require("fill_replay_metadata");
-
-/// Null for a value that is no mode.
-const char* name(Mode mode) {
-  switch (mode) {
-    case Mode::decode: return "decode";
-    case Mode::target_verify: return "target_verify";
-    case Mode::draft_extend: return "draft_extend";
-  }
-  return nullptr;
-}
+constexpr Require require(kReplayArguments.op);
 
 /// Of no request, no input is missed: an empty array may have a null address, like one that is not given.
 bool has_no_request(const Replay& args) { return args.seq_lens.size == 0; }
 
 void check_mode(const Replay& args) {
-  require(name(args.mode) != nullptr, "mode is ", static_cast<int64_t>(args.mode),
+  require(word_of(args.mode) != nullptr, "mode is ", static_cast<int64_t>(args.mode),
           ", must be decode, target_verify or draft_extend");
   const bool ragged = static_cast<bool>(args.extend_seq_lens);
   if (args.mode == Mode::draft_extend && ragged) {
@@ -35,12 +26,12 @@ void check_mode(const Replay& args) {
     require(!args.ctx_lens_2d, "ctx_lens_2d is given with extend_seq_lens, must be absent");
     return;
   }
-  require(!ragged, "extend_seq_lens is given in mode ", name(args.mode), ", must be absent");
+  require(!ragged, "extend_seq_lens is given in mode ", word_of(args.mode), ", must be absent");
   if (args.mode == Mode::decode) {
     require(!args.ctx_lens_2d, "ctx_lens_2d is given in mode decode, must be absent");
     return;
   }
-  require(args.num_draft_tokens || has_no_request(args), "num_draft_tokens is absent in mode ", name(args.mode),
+  require(args.num_draft_tokens || has_no_request(args), "num_draft_tokens is absent in mode ", word_of(args.mode),
           ", must be given");
   const int64_t tokens = args.num_draft_tokens.value_or(0);
   require.not_negative("num_draft_tokens", tokens);

@@ -14,15 +14,40 @@ from torch import library
 
 import nsa_kernel
 
-_TORCH: Any = torch  # the parts used below have no types
-_OPERATORS: Any = library
+from ._ext import signatures
+
+_OPERATORS: Any = library  # the parts used below have no types
 _LIBRARY = _OPERATORS.Library("nsa_kernel", "DEF")
 
+# torch's tracing passes a `mode` of its own by keyword, so ours has another name here and goes by position.
+_OTHER_NAMES = {"mode": "step"}
 
-def _register(function: Callable[..., None], parameters: str) -> None:
+
+def _schema(function: str) -> str:
+    """The parameters of a function in the language of torch's schemas; what is written has a letter of its own."""
+    parameters, by_name, written = [], False, 0
+    for row in signatures()[function]["arguments"]:
+        if row["role"] == "stream":
+            continue
+        if row["keyword_only"] and not by_name:
+            parameters.append("*")
+            by_name = True
+        kind = {"number": "SymInt", "word": "str", "flag": "bool"}.get(row["role"], "Tensor")
+        if row["role"].startswith("output"):
+            kind += f"({chr(ord('a') + written)}!)"
+            written += 1
+        parameter = f"{kind} {_OTHER_NAMES.get(row['name'], row['name'])}"
+        if not row["required"]:
+            nullable = "?" if row["default"] is None else ""
+            parameter = f"{kind}{nullable} {row['name']}={row['default']!r}"
+        parameters.append(parameter)
+    return ", ".join(parameters)
+
+
+def _register(function: Callable[..., None]) -> None:
     """Defines the operator of the public `function`, and has the compiler put it where `function` is called."""
     name = function.__name__
-    _LIBRARY.define(f"{name}({parameters}) -> ()", tags=torch.Tag.pt2_compliant_tag)
+    _LIBRARY.define(f"{name}({_schema(name)}) -> ()", tags=torch.Tag.pt2_compliant_tag)
     _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
     _OPERATORS.register_fake(f"nsa_kernel::{name}", lambda *args, **kwargs: None, lib=_LIBRARY)
     operator = getattr(torch.ops.nsa_kernel, name)
@@ -34,27 +59,8 @@ def _register(function: Callable[..., None], parameters: str) -> None:
             args = (kwargs.pop("mode"),)
         operator(*args, **kwargs)
 
-    # substitute_in_graph registers by identity, yet insists on Python's own function types; ours is nanobind's.
-    decorators = _TORCH._dynamo.decorators
-    is_function = decorators.is_function
-    decorators.is_function = callable
-    try:
-        torch.compiler.substitute_in_graph(function, skip_signature_check=True)(traced)
-    finally:
-        decorators.is_function = is_function
+    torch.compiler.substitute_in_graph(function, skip_signature_check=True)(traced)
 
 
-_register(
-    nsa_kernel.fill_draft_extend_metadata,
-    "Tensor extend_seq_lens, Tensor seq_lens, SymInt nsa_index_topk, Tensor(a!) out_seqlens_expanded, "
-    "Tensor(b!) out_nsa_cache_seqlens, Tensor(c!)? out_num_tokens=None, *, str variant='optimized'",
-)
-# The mode has another name here and goes by position, because torch's tracing passes a `mode` of its own by keyword.
-_register(
-    nsa_kernel.fill_replay_metadata,
-    "str step, *, Tensor seq_lens, SymInt nsa_index_topk, Tensor? req_pool_indices=None, Tensor? req_to_token=None, "
-    "Tensor? extend_seq_lens=None, SymInt? num_draft_tokens=None, SymInt page_size=1, Tensor(a!)? cache_seqlens=None, "
-    "Tensor(b!)? cu_seqlens_k=None, Tensor(c!)? seqlens_expanded=None, Tensor(d!)? nsa_cache_seqlens=None, "
-    "Tensor(e!)? nsa_cu_seqlens_k=None, Tensor(f!)? page_table=None, Tensor(g!)? real_page_table=None, "
-    "Tensor(h!)? ctx_lens_2d=None, Tensor(i!)? num_tokens=None",
-)
+_register(nsa_kernel.fill_draft_extend_metadata)
+_register(nsa_kernel.fill_replay_metadata)

@@ -1,11 +1,14 @@
 // The ops on the emulated device, for a test that is not written in C++.
+#include <cstring>
+#include <optional>
 #include <string>
+#include <type_traits>
 
 #include "check.h"
+#include "draft_extend_arguments.h"
 #include "kernels.h"
 #include "machine.h"
-#include "nsa_kernel/draft_extend.h"
-#include "nsa_kernel/replay.h"
+#include "replay_arguments.h"
 
 namespace nsa_kernel::cuda {
 
@@ -23,24 +26,52 @@ using namespace nsa_kernel;
 /// Asked for anew at each launch, unlike what is known of the first few devices.
 constexpr Device kDevice{DeviceType::cuda, 1000};
 
-/// Any argument; null data: not given.
-struct Array {
+/// One argument, in the order of the op's list.
+struct Value {
+  int64_t is_given;
+  int64_t number;
+  const char* word;
   void* data;
   int64_t size;  ///< elements, or rows
   int64_t cols;
   int64_t stride;  ///< elements from one to the next, or from one row to the next
   int64_t is_int64;
 
-  LengthView lengths() const {
-    if (is_int64 != 0) return {static_cast<const int64_t*>(data), size, stride};
-    return {static_cast<const int32_t*>(data), size, stride};
+  void get(LengthView& view) const {
+    if (is_int64 != 0) {
+      view = {static_cast<const int64_t*>(data), size, stride};
+    } else {
+      view = {static_cast<const int32_t*>(data), size, stride};
+    }
   }
-  View<int32_t> values() const { return {static_cast<int32_t*>(data), size}; }
+  void get(View<int32_t>& view) const { view = {static_cast<int32_t*>(data), size}; }
   template <class T>
-  TableView<T> table() const {
-    return {static_cast<T*>(data), size, cols, stride};
+  void get(TableView<T>& view) const {
+    view = {static_cast<T*>(data), size, cols, stride};
+  }
+  void get(int64_t& value) const { value = number; }
+  template <class T>
+  void get(std::optional<T>& value) const {
+    get(value.emplace());
+  }
+  template <class T, std::enable_if_t<std::is_enum_v<T>, int> = 0>
+  void get(T& value) const {
+    for (const Word<T>& known : kWords<T>) {
+      if (std::strcmp(known.text, word) == 0) value = known.value;
+    }
   }
 };
+
+/// The struct that a list describes.
+template <class Buffers, class List>
+Buffers buffers_of(const List& list, const Value* values) {
+  Buffers buffers;
+  list.for_each([&](size_t i, const auto& argument) {
+    if (values[i].is_given != 0) values[i].get(buffers.*argument.field);
+  });
+  buffers.device = kDevice;
+  return buffers;
+}
 
 template <class Op>
 const char* error_of(int multiprocessors, uint64_t seed, Op op) {
@@ -60,23 +91,14 @@ const char* error_of(int multiprocessors, uint64_t seed, Op op) {
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
-EXPORTED const char* draft_extend(int multiprocessors, uint64_t seed, int variant, int64_t topk, const Array* of) {
+EXPORTED const char* fill_draft_extend_metadata(int multiprocessors, uint64_t seed, const Value* values) {
   return error_of(multiprocessors, seed, [&] {
-    fill_draft_extend_metadata(
-        {of[0].lengths(), of[1].lengths(), topk, of[2].values(), of[3].values(), of[4].values(), kDevice},
-        static_cast<Variant>(variant));
+    const auto buffers = buffers_of<DraftExtendArguments>(kDraftExtendArguments, values);
+    nsa_kernel::fill_draft_extend_metadata(buffers, buffers.variant);
   });
 }
 
-/// `num_draft_tokens` below 0: not given.
-EXPORTED const char* replay(int multiprocessors, uint64_t seed, int mode, int64_t topk, int64_t num_draft_tokens,
-                            int64_t page_size, const Array* of) {
-  return error_of(multiprocessors, seed, [&] {
-    const auto tokens = num_draft_tokens < 0 ? std::nullopt : std::optional<int64_t>(num_draft_tokens);
-    ReplayPlan({static_cast<Mode>(mode), of[0].lengths(), topk, of[1].lengths(), of[2].table<const int32_t>(),
-                of[3].lengths(), tokens, page_size, of[4].values(), of[5].values(), of[6].values(), of[7].values(),
-                of[8].values(), of[9].table<int32_t>(), of[10].table<int32_t>(), of[11].table<int32_t>(),
-                of[12].values(), kDevice})
-        .run();
-  });
+EXPORTED const char* fill_replay_metadata(int multiprocessors, uint64_t seed, const Value* values) {
+  return error_of(multiprocessors, seed,
+                  [&] { nsa_kernel::fill_replay_metadata(buffers_of<Replay>(kReplayArguments, values)); });
 }

@@ -1,0 +1,120 @@
+// One call from Python: its arguments, as the op's struct.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <unistd.h>
+
+#include <array>
+#include <utility>
+
+#include "arguments.h"
+#include "array.h"
+
+namespace nsa_kernel::bindings {
+
+/// Lets other threads run Python.
+class ReleasedGil {
+ public:
+  ReleasedGil() = default;
+  ReleasedGil(const ReleasedGil&) = delete;
+  ReleasedGil& operator=(const ReleasedGil&) = delete;
+
+  /// Once the interpreter shuts down, Python before 3.14 ends a thread that asks for the GIL by unwinding its stack,
+  /// which the frames below would answer by ending the process. Such a thread stops here, as it does in later versions.
+  ~ReleasedGil() {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      for (;;) pause();
+    }
+  }
+
+ private:
+  PyThreadState* state_ = PyEval_SaveThread();
+};
+
+/// Does `work` while other threads run Python: it may wait for a stream that is full, or for the device, which may wait
+/// for a callback in Python. The caller of the Python function holds the arrays meanwhile.
+template <class Work>
+auto without_gil(Work work) {
+  const ReleasedGil released;
+  return work();
+}
+
+/// The arguments of one call whose parameters are those of a list, with a stream behind them or not.
+template <class List>
+class Call {
+ public:
+  /// `values` are those that Signature::place found, and outlive this object; `stream` may be null.
+  Call(const List& list, PyObject* const* values, nanobind::handle stream = {})
+      : list_(list), values_(values), stream_(stream) {
+    list_.for_each([&](size_t i, const auto& argument) {
+      if (is_array(role(argument)) && values_[i] != nullptr && values_[i] != Py_None) arrays_[count_++] = values_[i];
+    });
+  }
+
+  /// Those arrays that are given.
+  const nanobind::handle* arrays() const { return arrays_.data(); }
+  size_t count() const { return count_; }
+
+  Arguments arguments() const { return Arguments(list_.op, arrays(), count(), stream_); }
+
+  /// The struct that the list describes.
+  template <class Buffers>
+  Buffers read(Arguments& arguments) const {
+    Buffers buffers;
+    // Numbers before addresses: reading one may run Python code.
+    for (const bool arrays : {false, true}) {
+      list_.for_each([&](size_t i, const auto& argument) {
+        if (is_array(role(argument)) != arrays) return;
+        if (values_[i] == nullptr) return;
+        assign(buffers.*argument.field, arguments, argument, values_[i]);
+      });
+    }
+    buffers.device = arguments.device();
+    return buffers;
+  }
+
+ private:
+  template <class Struct, class Field>
+  static constexpr Role role(const Argument<Struct, Field>&) {
+    return RoleOf<Field>::value;
+  }
+
+  template <class Field, class Entry>
+  static void assign(Field& into, Arguments& arguments, const Entry& argument, nanobind::handle value) {
+    constexpr Role kRole = RoleOf<Field>::value;
+    const char* name = argument.name;
+    if constexpr (is_array(kRole)) {
+      if (value.is_none() && !argument.is_required) return;
+    }
+    if constexpr (kRole == Role::lengths) {
+      into = arguments.lengths(name, value);
+    } else if constexpr (kRole == Role::output) {
+      into = arguments.output(name, value);
+    } else if constexpr (kRole == Role::table) {
+      into = arguments.table(name, value);
+    } else if constexpr (kRole == Role::output_table) {
+      into = arguments.output_table(name, value);
+    } else if constexpr (kRole == Role::number) {
+      into = arguments.integer(name, value);
+    } else if constexpr (kRole == Role::word) {
+      into = arguments.word<Field>(name, value);
+    } else {
+      into = arguments.flag(name, value);
+    }
+  }
+
+  template <class Field, class Entry>
+  static void assign(std::optional<Field>& into, Arguments& arguments, const Entry& argument, nanobind::handle value) {
+    if (!value.is_none()) assign(into.emplace(), arguments, argument, value);
+  }
+
+  const List& list_;
+  PyObject* const* values_;
+  nanobind::handle stream_;
+  std::array<nanobind::handle, List::kSize> arrays_{};
+  size_t count_ = 0;
+};
+
+}  // namespace nsa_kernel::bindings
