@@ -2,12 +2,10 @@
 
 import gc
 import random
-import subprocess
-import sys
-import textwrap
 import threading
 
 import nsa_kernel
+import processes
 import pytest
 import torch
 from draft_extend_cases import VARIANTS
@@ -16,47 +14,61 @@ from reference import draft_extend, replay
 
 pytestmark = pytest.mark.cuda
 
-FIRST_CALL = """
-    import torch, nsa_kernel
 
-    q, k, s, indices = (torch.tensor(v, device="cuda") for v in ([2, 3], [10, 15], [4, 5], [1, 0]))
-    outs = [torch.full((5,), -1, dtype=torch.int32, device="cuda") for _ in range(2)]
-    pool = torch.arange(16, dtype=torch.int32, device="cuda").reshape(2, 8)
-    table = torch.full((2, 8), -1, dtype=torch.int32, device="cuda")
-    call = lambda: {call}
+class FirstBatch:
+    def __init__(self, device):
+        q, k, s, indices = (torch.tensor(v, device=device) for v in ([2, 3], [10, 15], [4, 5], [1, 0]))
+        self.outs = [torch.full((5,), -1, dtype=torch.int32, device=device) for _ in range(2)]
+        self.table = torch.full((2, 8), -1, dtype=torch.int32, device=device)
+        pool = torch.arange(16, dtype=torch.int32, device=device).reshape(2, 8)
+        self.draft_extend = (q, k, 12, *self.outs)
+        self.replay = {"seq_lens": s, "nsa_index_topk": 7, "req_pool_indices": indices, "req_to_token": pool}
+        self.replay["page_table"] = self.table
+        self.plan = None
+
+
+def run_plan_that_is_kept(batch):
+    """The workspace lives in the plan, so the plan must outlive the graph."""
+    batch.plan = nsa_kernel.DraftExtendPlan(*batch.draft_extend, variant="basic")
+    batch.plan.run()
+
+
+FIRST_CALLS = {
+    **{
+        f"draft_extend {variant}": lambda batch, variant=variant: nsa_kernel.fill_draft_extend_metadata(
+            *batch.draft_extend, variant=variant
+        )
+        for variant in VARIANTS
+    },
+    **{
+        f"direct {variant}": lambda batch, variant=variant: getattr(
+            nsa_kernel, f"fill_draft_extend_metadata_cuda_{variant}"
+        )(*batch.draft_extend)
+        for variant in VARIANTS
+    },
+    "plan basic": run_plan_that_is_kept,
+    "plan optimized": lambda batch: nsa_kernel.DraftExtendPlan(*batch.draft_extend).run(),
+    "replay": lambda batch: nsa_kernel.fill_replay_metadata("decode", **batch.replay),
+}
+
+
+def child_captures_its_first_call(device, name):
+    batch = FirstBatch(device)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        call()
-    assert outs[0].tolist() == [-1] * 5 and table.tolist() == [[-1] * 8] * 2, "the capture ran the work"
+        FIRST_CALLS[name](batch)
+    got = batch.outs[0].tolist(), batch.table.tolist()
+    assert got == ([-1] * 5, [[-1] * 8] * 2), "the capture ran the work"
     graph.replay()
-    print(outs[0].tolist() if {draft_extend} else table.tolist())
-"""
-FIRST_CALLS = {
-    **{
-        f"draft_extend {variant}": f"nsa_kernel.fill_draft_extend_metadata(q, k, 12, *outs, variant='{variant}')"
-        for variant in VARIANTS
-    },
-    **{
-        f"direct {variant}": f"nsa_kernel.fill_draft_extend_metadata_cuda_{variant}(q, k, 12, *outs)"
-        for variant in VARIANTS
-    },
-    # The workspace lives in the plan, so the plan must outlive the graph.
-    "plan basic": "globals().update(p=nsa_kernel.DraftExtendPlan(q, k, 12, *outs, variant='basic')) or p.run()",
-    "plan optimized": "nsa_kernel.DraftExtendPlan(q, k, 12, *outs).run()",
-    "replay": "nsa_kernel.fill_replay_metadata('decode', seq_lens=s, nsa_index_topk=7, req_pool_indices=indices, "
-    "req_to_token=pool, page_table=table)",
-}
+    print(batch.table.tolist() if name == "replay" else batch.outs[0].tolist())
 
 
 @pytest.mark.parametrize("name", FIRST_CALLS)
 def test_the_first_call_of_a_process_may_be_captured(device, name):
-    of_draft_extend = name != "replay"
-    code = textwrap.dedent(FIRST_CALL).format(call=FIRST_CALLS[name], draft_extend=of_draft_extend)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
     rows = [[8, 9, 10, 11, -1, -1, -1, -1], [0, 1, 2, 3, 4, -1, -1, -1]]
-    assert done.stdout.strip() == str([9, 10, 13, 14, 15] if of_draft_extend else rows)
+    said = processes.run(child_captures_its_first_call, device, name)
+    assert said.strip() == str(rows if name == "replay" else [9, 10, 13, 14, 15])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

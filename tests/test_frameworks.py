@@ -1,11 +1,10 @@
 """Every framework's arrays, as its users would write the call; skipped where the framework or a GPU is absent."""
 
 import array
-import subprocess
-import sys
 
 import nsa_kernel
 import numpy as np
+import processes
 import pytest
 import torch
 from memory import POISON
@@ -262,39 +261,34 @@ def test_torch_subclasses_go_the_fast_way(device, wrap, monkeypatch):
     nsa_kernel.DraftExtendPlan(q, k, TOPK, *outputs).run()
 
 
-BEFORE_TORCH_2_10 = """
-import sys, torch, nsa_kernel
-if hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
-    del torch.Tensor.__dlpack_c_exchange_api__
-
-class Lengths(torch.Tensor): "A subclass, as users make them."
-
-device = torch.device(sys.argv[1], 0 if sys.argv[1] == "cuda" else None)
-side = torch.cuda.Stream() if device.type == "cuda" else None
-for wrap in (lambda tensor: tensor, lambda tensor: tensor.as_subclass(Lengths)):
-    for variant in ("basic", "adaptive", "optimized"):
-        call = getattr(nsa_kernel, f"fill_draft_extend_metadata_cuda_{variant}")
-        q, k, expanded, clipped = (wrap(torch.zeros(5, dtype=torch.int32, device=device)) for _ in range(4))
-        with torch.cuda.stream(side):
+def child_as_before_torch_2_10(device):
+    if hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+        del torch.Tensor.__dlpack_c_exchange_api__
+    device = torch.device(device, 0 if device == "cuda" else None)
+    side = torch.cuda.Stream() if device.type == "cuda" else None
+    for wrap in (lambda tensor: tensor, subclassed):
+        for variant in DIRECT:
+            call = getattr(nsa_kernel, f"fill_draft_extend_metadata_cuda_{variant}")
+            q, k, expanded, clipped = (wrap(torch.zeros(5, dtype=torch.int32, device=device)) for _ in range(4))
+            with torch.cuda.stream(side):
+                if side is not None:
+                    side.wait_stream(torch.cuda.default_stream())
+                    torch.cuda._sleep(20_000_000)
+                q[:2] += 2
+                k += 10
+                count = call(q, k, 12, expanded, clipped)
+            assert isinstance(count, torch.Tensor)
+            assert count.dtype == torch.int32
+            assert count.device == device
             if side is not None:
-                side.wait_stream(torch.cuda.default_stream())
-                torch.cuda._sleep(20_000_000)
-            q[:2] += 2
-            k += 10
-            count = call(q, k, 12, expanded, clipped)
-        assert isinstance(count, torch.Tensor) and count.dtype == torch.int32 and count.device == device
-        if side is not None:
-            side.synchronize()
-        assert count.tolist() == [4], count
-        assert expanded.tolist() == [9, 10, 9, 10, 0], expanded
-"""
+                side.synchronize()
+            assert count.tolist() == [4], count
+            assert expanded.tolist() == [9, 10, 9, 10, 0], expanded
 
 
 def test_torch_without_an_exchange_table(device):
     """Older releases export through Python: their arrays and current stream count all the same."""
-    command = [sys.executable, "-c", BEFORE_TORCH_2_10, device]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    processes.run(child_as_before_torch_2_10, device)
 
 
 def test_frameworks_may_be_mixed():

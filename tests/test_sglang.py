@@ -22,6 +22,7 @@ from pathlib import Path
 
 import nsa_kernel
 import nsa_kernel.sglang as plugin
+import processes
 import pytest
 import torch
 
@@ -64,13 +65,7 @@ def sglang_folder():
 
 def in_child(folder, function, *options, **environment):
     """Runs a function of this module where SGLang can be imported; returns what it printed."""
-    folders = [folder, Path(__file__).parent, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))} | environment
-    code = f"import test_sglang; test_sglang.{function.__name__}({str(folder)!r})"
-    command = [sys.executable, *options, "-c", code]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return processes.run(function, str(folder), options=options, folders=[folder], timeout=900, **environment)
 
 
 def import_sglang(folder):
