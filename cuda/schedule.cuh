@@ -8,7 +8,6 @@
 #pragma once
 
 #include <cstdint>
-#include <iterator>
 
 #include "scan.cuh"
 #include "schedule.h"
@@ -29,16 +28,14 @@ struct ScheduleArguments {
   rules::Divisor slots_divisor;
   rules::ScheduleRule rule;
   Splits splits;
-  int32_t end;  ///< what column 0 calls the row after the last
+  int32_t end;               ///< what column 0 calls the row after the last
+  unsigned topk_plan_begin;  ///< the first block of its role
   Pair* topk_plan;
-  int32_t topk_plan_rows;
   rules::TopkPlanRule topk_plan_rule;
-  rules::Divisor uniform_tokens_divisor;
-  unsigned topk_plan_begin = 0;  ///< the first block of its role
 
   template <class Batch>
   __device__ int32_t work(const Batch& batch, const typename Batch::Request& request, int32_t tokens_before) const {
-    return rule.work(splits, scheduled(batch, request, tokens_before));
+    return rule.work(splits, scheduled(batch, rule, request, tokens_before));
   }
   __device__ void store(int32_t slot, const rules::ScheduleEntry& entry) const {
     schedule[slot] = {entry.row, entry.split};
@@ -64,7 +61,7 @@ __device__ void fill_schedule_of_small_batch(const Args& args, unsigned block) {
     const Sums<1> tokens_before_next = shuffle_up(warp_inclusive(Sums<1>{{mine ? batch.tokens(request) : 0}}), 1);
     tokens_before = lane > 0 ? tokens_before_next.value[0] : 0;
   }
-  const rules::ScheduledRequest mine_scheduled = scheduled(batch, request, tokens_before);
+  const rules::ScheduledRequest mine_scheduled = scheduled(batch, out.rule, request, tokens_before);
   const int32_t work = mine ? out.rule.work(out.splits, mine_scheduled) : 0;
   const int32_t work_end = warp_inclusive(Sums<1>{{work}}).value[0];
   const int32_t total = __shfl_sync(kAllLanes, work_end, kWarp - 1);
@@ -76,9 +73,8 @@ __device__ void fill_schedule_of_small_batch(const Args& args, unsigned block) {
   for (int step = kWarp / 2; step > 0; step /= 2) {
     if (__shfl_sync(kAllLanes, work_end, b + step - 1) <= start) b += step;
   }
-  const rules::ScheduledRequest of{__shfl_sync(kAllLanes, mine_scheduled.first, b),
-                                   __shfl_sync(kAllLanes, mine_scheduled.tokens, b),
-                                   __shfl_sync(kAllLanes, mine_scheduled.kv, b)};
+  const rules::ScheduledRequest of{__shfl_sync(kAllLanes, mine_scheduled.seqlen, b),
+                                   __shfl_sync(kAllLanes, mine_scheduled.tokens, b)};
   const int32_t tokens_before_of = __shfl_sync(kAllLanes, tokens_before, b);
   const int32_t work_before_next = __shfl_sync(kAllLanes, work_end, b - 1);
   if (slot > out.slots) return;
@@ -125,7 +121,7 @@ class ScheduleScan {
       tokens_end_ = scanned.total.value[0];
     }
     work_scan_.enter(tile, read, [&](const Request& of) { return Sums<1>{{out_.work(batch_, of, 0)}}; });
-    scheduled_ = scheduled(batch_, request, tokens_before_);
+    scheduled_ = scheduled(batch_, out_.rule, request, tokens_before_);
     const int32_t work = threadIdx.x < tile.requests ? out_.rule.work(out_.splits, scheduled_) : 0;
     const Scanned<1> scanned = work_scan_.exclusive({{work}});
     work_before_ = scanned.before.value[0];
@@ -216,88 +212,137 @@ __device__ void fill_schedule(const Args& args) {
   });
 }
 
-/// The lengths of the rows of a top-k plan, and what a block knows of them.
-template <int kThreads>
-struct TopkPlanRows {
-  int32_t length[rules::TopkPlanRule::kMaxRows];
-  int32_t packed_counts[3];  ///< rows above each length of the table: three counts of ten bits a word
-  typename CumulativeScan<kThreads, true, 1>::Shared token_scan;
-  typename CumulativeScan<kThreads, false, 1>::Shared row_scan;
+/// How many rows of a request are longer than each length of a table: three counts of ten bits a word, since there are
+/// at most kMaxRows of them.
+struct RowsAbove {
+  static constexpr int kWords = 3, kOfWord = 3, kBits = 10;
+  static_assert(kWords * kOfWord >= rules::TopkPlanRule::kMaxPairs && rules::TopkPlanRule::kMaxRows < 1 << kBits);
+
+  Sums<kWords> counts{};
+
+  __device__ void add(const rules::TopkPlanRule& rule, int32_t first, int32_t rows) {
+#pragma unroll
+    for (int pair = 0; pair < rules::TopkPlanRule::kMaxPairs; ++pair) {
+      if (pair >= rule.pairs()) break;
+      counts.value[pair / kOfWord] += rule.rows_above(rule.length(pair), first, rows) << pair % kOfWord * kBits;
+    }
+  }
+  /// The limit that the counts of all rows come to.
+  __device__ static int32_t limit(const rules::TopkPlanRule& rule, const Sums<kWords>& total) {
+    return rule.limit([&](int pair) {
+      const int word = pair / kOfWord;
+      const int32_t counts = word == 0 ? total.value[0] : word == 1 ? total.value[1] : total.value[2];
+      return counts >> pair % kOfWord * kBits & ((1 << kBits) - 1);
+    });
+  }
 };
 
-/// The top-k plan: one block, in which each thread has a few consecutive rows.
-template <int kThreads, class Args>
-__device__ void fill_topk_plan(const Args& args) {
-  constexpr int kEach = rules::TopkPlanRule::kMaxRows / kThreads, kPairs = rules::TopkPlanRule::kMaxPairs;
-  constexpr int kCountBits = 10, kCountsOfWord = 3;
+/// The rows of a request in a top-k plan.
+struct TopkPlanRows {
+  int32_t at;     ///< of the first
+  int32_t first;  ///< its length
+  int32_t rows;
+
+  /// Writes those longer than the limit, from `entry` on.
+  __device__ void store(Pair* plan, const rules::TopkPlanRule& rule, int32_t limit, int32_t entry) const {
+#pragma unroll 1
+    for (int32_t j = rows - rule.rows_above(limit, first, rows); j < rows; ++j) {
+      plan[++entry] = {at + j, rules::expanded_seqlen(first, j)};
+    }
+  }
+};
+
+/// The top-k plan of a small batch: one warp, in each lane a request.
+template <class Args>
+__device__ void fill_topk_plan_of_small_batch(const Args& args) {
   const auto& batch = args.batch;
-  const auto& out = args.schedules;
-  const rules::TopkPlanRule& rule = out.topk_plan_rule;
-  __shared__ TopkPlanRows<kThreads> rows;
-  if (threadIdx.x < std::size(rows.packed_counts)) rows.packed_counts[threadIdx.x] = 0;
+  const rules::TopkPlanRule& rule = args.schedules.topk_plan_rule;
+  const int lane = threadIdx.x % kWarp;
+  if (threadIdx.x >= kWarp) return;
+  TopkPlanRows mine{batch.uniform_tokens_before(lane), 0, 0};
+  if (lane < batch.bs) {
+    const auto request = batch.read(lane);
+    mine.first = batch.first_seqlen(request);
+    mine.rows = batch.tokens(request);
+  }
   if (batch.ragged()) {
-    for (int i = threadIdx.x; i < out.topk_plan_rows; i += kThreads) rows.length[i] = 0;
-    __syncthreads();
-    CumulativeScan<kThreads, true, 1> scan(rows.token_scan);
-    for (int begin = 0, end = 0; begin < batch.bs && end < out.topk_plan_rows; begin += kThreads) {
-      const Tile tile{begin, min(batch.bs - begin, kThreads), false, false, 0, 1};
-      typename Args::Request request{};
-      if (threadIdx.x < tile.requests) request = batch.read(begin + threadIdx.x);
-      const int32_t tokens = threadIdx.x < tile.requests ? batch.tokens(request) : 0;
-      scan.enter(
-          tile, [&](int b) { return batch.read(b); },
-          [&](const typename Args::Request& of) { return Sums<1>{{batch.tokens(of)}}; });
-      const Scanned<1> scanned = scan.exclusive({{tokens}});
-      const int32_t at = scanned.before.value[0], held = batch.held_tokens(at, tokens);
-      const int32_t first = batch.first_seqlen(request);
-      for (int32_t j = 0; j < held; ++j) rows.length[at + j] = rules::expanded_seqlen(first, j);
-      end = scanned.total.value[0];
-    }
+    const Sums<1> through = shuffle_up(warp_inclusive(Sums<1>{{mine.rows}}), 1);
+    mine.at = lane > 0 ? through.value[0] : 0;
+    mine.rows = batch.held_tokens(mine.at, mine.rows);
   }
-  __syncthreads();
+  RowsAbove above;
+  above.add(rule, mine.first, mine.rows);
+  const int32_t limit = RowsAbove::limit(rule, warp_sum(above.counts));
+  const int32_t count = rule.rows_above(limit, mine.first, mine.rows);
+  const int32_t end = warp_inclusive(Sums<1>{{count}}).value[0];
+  mine.store(args.schedules.topk_plan, rule, limit, end - count);
+  if (lane == kWarp - 1) args.schedules.topk_plan[0] = {limit, end};
+}
 
-  const auto begin = static_cast<int32_t>(threadIdx.x) * kEach;
-  int32_t length[kEach];
-#pragma unroll
-  for (int i = 0; i < kEach; ++i) {
-    const int32_t row = begin + i;
-    length[i] = 0;
-    if (row >= out.topk_plan_rows) continue;
-    if (batch.ragged()) {
-      length[i] = rows.length[row];
-    } else {
-      const int32_t b = out.uniform_tokens_divisor.quotient(row);
-      length[i] = rules::expanded_seqlen(batch.first_seqlen(batch.read(b)), row - b * batch.uniform_tokens);
-    }
-  }
-#pragma unroll
-  for (int word = 0; word * kCountsOfWord < kPairs; ++word) {
-    int32_t counts = 0;
-#pragma unroll
-    for (int i = 0; i < kCountsOfWord; ++i) {
-      const int pair = word * kCountsOfWord + i;
-      if (pair >= kPairs || pair >= rule.pairs()) continue;
-#pragma unroll
-      for (int k = 0; k < kEach; ++k) counts += (length[k] > rule.length(pair) ? 1 : 0) << (i * kCountBits);
-    }
-    counts = warp_sum(counts);
-    if (threadIdx.x % kWarp == 0) atomicAdd(&rows.packed_counts[word], counts);
-  }
-  __syncthreads();
-  const int32_t limit = rule.limit([&](int pair) {
-    return rows.packed_counts[pair / kCountsOfWord] >> (pair % kCountsOfWord * kCountBits) & ((1 << kCountBits) - 1);
-  });
+/// What the threads of a block tell each other of a top-k plan.
+template <int kTile, bool kMany>
+struct TopkPlanShared {
+  typename CumulativeScan<kTile, kMany, 1>::Shared tokens[2];
+  typename CumulativeScan<kTile, kMany, 1>::Shared counts;
+  typename CumulativeScan<kTile, false, RowsAbove::kWords>::Shared above;
+};
 
-  int32_t count = 0;
-#pragma unroll
-  for (int i = 0; i < kEach; ++i) count += length[i] > limit ? 1 : 0;
-  const Scanned<1> scanned = CumulativeScan<kThreads, false, 1>(rows.row_scan).exclusive({{count}});
-  int32_t at = scanned.before.value[0];
-#pragma unroll
-  for (int i = 0; i < kEach; ++i) {
-    if (length[i] > limit) out.topk_plan[++at] = {begin + i, length[i]};
+/// The top-k plan of any number of requests: one block, in each thread a request of a tile.
+template <int kTile, class Args>
+__device__ void fill_topk_plan(const Args& args) {
+  constexpr bool kMany = Args::Traits::kMany;
+  using Scan = CumulativeScan<kTile, kMany, 1>;
+  const auto& batch = args.batch;
+  const rules::TopkPlanRule& rule = args.schedules.topk_plan_rule;
+  __shared__ TopkPlanShared<kTile, kMany> shared;
+  if (kMany && blockIdx.y > 0) return;
+
+  const auto no_sums = [](const auto&) { return Sums<1>{}; };  // no tile is skipped
+  const auto read = [&](int b) { return batch.read_tokens(b); };
+  /// This thread's rows of a tile, and whether there is another.
+  const auto rows_of = [&](const Tile& tile, Scan& tokens, bool& is_last) {
+    TopkPlanRows mine{batch.uniform_tokens_before(tile.begin + threadIdx.x), 0, 0};
+    if (threadIdx.x < tile.requests) {
+      const auto request = batch.read(tile.begin + threadIdx.x);
+      mine.first = batch.first_seqlen(request);
+      mine.rows = batch.tokens(request);
+    }
+    is_last = tile.begin + kTile >= batch.bs;
+    if (!batch.ragged()) return mine;
+    tokens.enter(tile, read, no_sums);
+    const Scanned<1> scanned = tokens.exclusive({{mine.rows}});
+    mine.at = scanned.before.value[0];
+    mine.rows = batch.held_tokens(mine.at, mine.rows);
+    is_last = is_last || scanned.total.value[0] >= batch.capacity;
+    return mine;
+  };
+  const auto tile_from = [&](int begin) { return Tile{begin, min(batch.bs - begin, kTile), false, false, 0, 1}; };
+
+  TopkPlanRows mine{};
+  RowsAbove above;
+  Scan tokens(shared.tokens[0]);
+  bool is_last = false;
+  for (int begin = 0; !is_last; begin += kTile) {
+    mine = rows_of(tile_from(begin), tokens, is_last);
+    above.add(rule, mine.first, mine.rows);
+    if (!kMany) break;
   }
-  if (threadIdx.x == 0) out.topk_plan[0] = {limit, scanned.total.value[0]};
+  CumulativeScan<kTile, false, RowsAbove::kWords> all(shared.above);
+  const int32_t limit = RowsAbove::limit(rule, all.exclusive(above.counts).total);
+
+  Scan tokens_again(shared.tokens[1]), counts(shared.counts);
+  int32_t end = 0;
+  is_last = false;
+  for (int begin = 0; !is_last; begin += kTile) {
+    const Tile tile = tile_from(begin);
+    if (kMany) mine = rows_of(tile, tokens_again, is_last);
+    counts.enter(tile, read, no_sums);
+    const Scanned<1> scanned = counts.exclusive({{rule.rows_above(limit, mine.first, mine.rows)}});
+    mine.store(args.schedules.topk_plan, rule, limit, scanned.before.value[0]);
+    end = scanned.total.value[0];
+    if (!kMany) break;
+  }
+  if (threadIdx.x == 0) args.schedules.topk_plan[0] = {limit, end};
 }
 
 }  // namespace nsa_kernel::cuda

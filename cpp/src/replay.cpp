@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "launch.h"
-#include "replay_batch.h"
 #include "replay_arguments.h"
+#include "replay_batch.h"
 #include "require.h"
 #include "rules.h"
 #include "schedule.h"

@@ -11,15 +11,16 @@
 
 namespace nsa_kernel {
 
-/// A request as schedules see it; `before` are the tokens of earlier requests. What exceeds the capacity of a ragged
+/// A request as a schedule sees it; `before` are the tokens of earlier requests. What exceeds the capacity of a ragged
 /// batch is not there.
 template <class Batch>
-NSA_KERNEL_HOST_DEVICE rules::ScheduledRequest scheduled(const Batch& batch, const typename Batch::Request& request,
-                                                         int32_t before) {
-  const int32_t tokens = batch.tokens(request), first = batch.first_seqlen(request), kv = batch.kv(request);
-  if (!batch.ragged()) return {first, tokens, kv};
-  const int32_t held = batch.held_tokens(before, tokens);
-  return {first, held, held == tokens ? kv : held > 0 ? rules::expanded_seqlen(first, held - 1) : 0};
+NSA_KERNEL_HOST_DEVICE rules::ScheduledRequest scheduled(const Batch& batch, const rules::ScheduleRule& rule,
+                                                         const typename Batch::Request& request, int32_t before) {
+  const int32_t tokens = batch.tokens(request), held = batch.ragged() ? batch.held_tokens(before, tokens) : tokens;
+  if (rule.by_request() && held == tokens) return {batch.kv(request), held};
+  const int32_t first = batch.first_seqlen(request);
+  if (!rule.by_request()) return {first, held};
+  return {held > 0 ? rules::expanded_seqlen(first, held - 1) : 0, held};
 }
 
 /// Rows by token of a batch: their number is known to the host.
@@ -40,7 +41,7 @@ void fill_schedule_on_cpu(const Batch& batch, const Splits& splits, const rules:
   int32_t total = 0, tokens = 0;
   for (int32_t b = 0; b < batch.bs; ++b) {
     const auto request = batch.read(b);
-    total = rules::saturating_add(total, rule.work(splits, scheduled(batch, request, tokens)));
+    total = rules::saturating_add(total, rule.work(splits, scheduled(batch, rule, request, tokens)));
     tokens = rules::saturating_add(tokens, batch.tokens(request));
   }
   const rules::ScheduleEntry end{total == 0 ? 0 : rule.end(batch.bs, rules::saturated(token_rows(batch))), 0};
@@ -58,7 +59,7 @@ void fill_schedule_on_cpu(const Batch& batch, const Splits& splits, const rules:
       const auto next = batch.read(++b);
       tokens_before = tokens_end;
       work_before = work_end;
-      request = scheduled(batch, next, tokens_before);
+      request = scheduled(batch, rule, next, tokens_before);
       tokens_end = rules::saturating_add(tokens_before, batch.tokens(next));
       work_end = rules::saturating_add(work_before, rule.work(splits, request));
     }

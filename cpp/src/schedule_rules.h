@@ -8,44 +8,33 @@
 
 namespace nsa_kernel::rules {
 
-/// Splits of the rows of consecutive tokens, whose length is the KV length that the token sees.
+/// Splits of rows whose length is a KV length.
 class SeqlenSplits {
  public:
   /// `split` is the number of KV entries in a split.
-  constexpr explicit SeqlenSplits(int32_t split) : split_(split), divisor_(split) {}
+  constexpr explicit SeqlenSplits(int32_t split) : split_(static_cast<uint32_t>(split)), divisor_(split) {}
 
   /// Splits of a row of this length, which is not negative.
   constexpr int32_t of_row(int32_t length) const { return page_count(length, divisor_); }
 
-  /// Splits of the rows of the first `tokens` tokens of a request, of which the first sees `first`.
-  constexpr int64_t of_tokens(int32_t first, int32_t tokens) const {
-    const int64_t last = int64_t{first} + tokens - 1;
-    if (tokens <= 0 || last < 1) return 0;
-    const int64_t beyond = max(last - kMaxStored, 0);  // tokens whose length saturates
-    const int32_t before = first > 1 ? first - 1 : 0;
-    return up_to(saturated(last)) - up_to(before) + beyond * of_row(static_cast<int32_t>(kMaxStored));
+  /// Of `most` rows whose lengths are `length`, `length + 1` and so on, how many have as many splits as the first,
+  /// which has `splits`.
+  constexpr int32_t run(int32_t length, int32_t splits, int32_t most) const {
+    const uint32_t longest = static_cast<uint32_t>(splits) * split_;
+    if (longest >= kMaxStored) return most;  // no row is longer
+    const auto rows = static_cast<int32_t>(longest) - length + 1;
+    return rows < most ? rows : most;
   }
-
-  /// Splits of the row of token j.
-  constexpr int32_t of_token(int32_t first, int32_t j) const { return of_row(expanded_seqlen(first, j)); }
 
  private:
-  /// Splits of rows of the lengths 1 .. length.
-  constexpr int64_t up_to(int32_t length) const {
-    const int32_t full = divisor_.quotient(length);
-    const int64_t rest = length - full * split_;
-    return int64_t{full} * (full + 1) / 2 * split_ + rest * (full + 1);
-  }
-
-  int32_t split_;
+  uint32_t split_;
   Divisor divisor_;
 };
 
 /// What a schedule has to know of a request.
 struct ScheduledRequest {
-  int32_t first;   ///< KV length that its first token sees
+  int32_t seqlen;  ///< KV length that its first token sees; where it has one row, the length of that
   int32_t tokens;  ///< those that the outputs hold
-  int32_t kv;      ///< its KV entries: the length of its row, where it has one
 };
 
 /// Where a slot starts: a row, by the number that column 0 has for it, and a split of it.
@@ -75,16 +64,30 @@ class ScheduleRule {
  public:
   /// `atoms` is the work of a split of deepgemm_sm90.
   constexpr ScheduleRule(ScheduleFormat format, ScheduleRows rows, int64_t atoms)
-      : format_(format), by_request_(rows == ScheduleRows::request), atoms_(by_request_ ? saturated(atoms) : 1) {}
+      : by_request_(rows == ScheduleRows::request),
+        is_sm90_(format == ScheduleFormat::deepgemm_sm90),
+        split_(format == ScheduleFormat::deepgemm_sm100_384 ? 384 : 256),
+        atoms_(!is_sm90_     ? 0
+               : by_request_ ? saturated(atoms)
+                             : 1),
+        token_weight_(is_sm90_ ? 0 : 1),
+        quad_weight_(split_ == 384 ? 8 : 0),
+        token_work_(by_request_ ? 1 : split_work(1)) {}
 
-  constexpr int32_t split() const { return format_ == ScheduleFormat::deepgemm_sm100_384 ? 384 : 256; }
+  constexpr int32_t split() const { return split_; }
   constexpr bool by_request() const { return by_request_; }
 
   /// Work of all rows of a request, as it is stored. `splits` counts as SeqlenSplits does.
   template <class Splits>
   constexpr int32_t work(const Splits& splits, const ScheduledRequest& request) const {
-    if (by_request_) return saturated(int64_t{splits.of_row(request.kv)} * split_work(request.tokens));
-    return saturated(splits.of_tokens(request.first, request.tokens) * split_work(1));
+    if (by_request_) return saturated(int64_t{splits.of_row(request.seqlen)} * split_work(request.tokens));
+    int32_t sum = 0;
+    for (int32_t token = first_token(request); token < request.tokens;) {
+      const Run run = run_from(splits, request, token);
+      sum = saturating_add(sum, saturated(int64_t{run.rows} * run.splits));
+      token += run.rows;
+    }
+    return saturated(int64_t{sum} * split_work(1));
   }
 
   /// The start of a slot that has `offset` of the work of request b before it, less than all of it. `tokens_before` are
@@ -92,55 +95,70 @@ class ScheduleRule {
   template <class Splits>
   constexpr ScheduleEntry entry(const Splits& splits, const ScheduledRequest& request, int32_t b, int32_t tokens_before,
                                 int32_t offset) const {
-    if (!by_request_) {
-      const int32_t work = split_work(1);
-      const int32_t token = token_at(splits, request, offset / work);
-      const int64_t before = splits.of_tokens(request.first, token) * work;
-      return {saturating_add(tokens_before, token), (offset - static_cast<int32_t>(before)) / work};
+    int32_t row = tokens_before, divisor = 0;
+    if (by_request_) {
+      if (is_sm90_) row = saturated(int64_t{atoms_} * b);
+      divisor = is_sm90_ ? splits.of_row(request.seqlen) : split_work(request.tokens);
+    } else {
+      int32_t token = first_token(request);
+      offset = token_work_.quotient(offset);
+      for (;;) {
+        const Run run = run_from(splits, request, token);
+        divisor = run.splits;
+        const int64_t beyond = offset - int64_t{run.rows} * run.splits;
+        if (beyond < 0) break;
+        offset = static_cast<int32_t>(beyond);
+        token += run.rows;
+      }
+      row = saturating_add(row, token);
     }
-    if (format_ != ScheduleFormat::deepgemm_sm90) return {tokens_before, offset / split_work(request.tokens)};
-    const int32_t count = splits.of_row(request.kv);
-    return {saturated(int64_t{atoms_} * b + offset / count), offset % count};
+    const auto quotient = static_cast<int32_t>(static_cast<uint32_t>(offset) / static_cast<uint32_t>(divisor));
+    if (by_request_ && !is_sm90_) return {row, quotient};
+    return {saturating_add(row, quotient), offset - quotient * divisor};
   }
 
   /// What column 0 calls the row after the last, of a batch of so many requests and tokens.
   constexpr int32_t end(int32_t bs, int32_t tokens) const {
-    const bool counts_atoms = by_request_ && format_ == ScheduleFormat::deepgemm_sm90;
-    return counts_atoms ? saturated(int64_t{atoms_} * bs) : tokens;
+    return by_request_ && is_sm90_ ? saturated(int64_t{atoms_} * bs) : tokens;
   }
 
   /// `slots_divisor` divides by `slots`.
   constexpr SlotShares shares(int32_t total, int32_t slots, const Divisor& slots_divisor) const {
     const int32_t each = slots_divisor.quotient(total);
-    return {total, slots, each, total - each * slots, format_ == ScheduleFormat::deepgemm_sm90};
+    return {total, slots, each, total - each * slots, is_sm90_};
   }
 
  private:
+  /// Consecutive rows by token that have equally many splits.
+  struct Run {
+    int32_t rows;
+    int32_t splits;
+  };
+
+  /// The first token whose KV length is not below 0.
+  static constexpr int32_t first_token(const ScheduledRequest& request) {
+    if (request.seqlen >= 0) return 0;
+    return -request.seqlen < request.tokens ? -request.seqlen : request.tokens;
+  }
+
+  template <class Splits>
+  static constexpr Run run_from(const Splits& splits, const ScheduledRequest& request, int32_t token) {
+    const int32_t length = expanded_seqlen(request.seqlen, token), count = splits.of_row(length);
+    return {splits.run(length, count, request.tokens - token), count};
+  }
+
   /// Work of one split of a row of so many tokens, as it is stored.
   constexpr int32_t split_work(int32_t tokens) const {
-    if (format_ == ScheduleFormat::deepgemm_sm90) return atoms_;
-    if (format_ == ScheduleFormat::deepgemm_sm100_256) return tokens;
-    return saturated(8 * ceil_div(tokens, 4) + tokens);
+    return saturated(atoms_ + int64_t{token_weight_} * tokens + int64_t{quad_weight_} * ((int64_t{tokens} + 3) / 4));
   }
 
-  /// The token of a request whose row holds the split of this number.
-  template <class Splits>
-  constexpr int32_t token_at(const Splits& splits, const ScheduledRequest& request, int32_t number) const {
-    int32_t low = 0, high = request.tokens - 1;
-    while (low < high) {
-      const int32_t middle = low + (high - low) / 2;
-      if (splits.of_tokens(request.first, middle + 1) > number) {
-        high = middle;
-      } else {
-        low = middle + 1;
-      }
-    }
-    return low;
-  }
-
-  ScheduleFormat format_;
   bool by_request_;
+  bool is_sm90_;
+  int32_t split_;
   int32_t atoms_;
+  int32_t token_weight_;
+  int32_t quad_weight_;  ///< of four tokens
+  Divisor token_work_;   ///< by token: of a split of a row
 };
 
 /// Which rows SGLang's top-k gives to clusters: those longer than a limit, of which the table says how many there may
@@ -162,11 +180,18 @@ class TopkPlanRule {
   constexpr int pairs() const { return pairs_; }
   constexpr int32_t length(int pair) const { return lengths_[pair]; }
 
-  /// The limit, where `rows_above(i)` rows are longer than length(i).
+  /// Of `rows` rows whose lengths are those that consecutive tokens see, the first of them `first`, the rows longer
+  /// than `length`: the last ones.
+  static constexpr int32_t rows_above(int32_t length, int32_t first, int32_t rows) {
+    const int64_t above = int64_t{first} + rows - 1 - length;
+    return static_cast<int32_t>(above < 0 ? 0 : above < rows ? above : rows);
+  }
+
+  /// The limit, where `above(i)` rows are longer than length(i).
   template <class RowsAbove>
-  constexpr int32_t limit(RowsAbove rows_above) const {
+  constexpr int32_t limit(RowsAbove above) const {
     int32_t result = lengths_[pairs_ - 1];
-    for (int i = pairs_ - 1; i >= 0 && rows_above(i) <= most_[i]; --i) result = lengths_[i];
+    for (int i = pairs_ - 1; i >= 0 && above(i) <= most_[i]; --i) result = lengths_[i];
     return result > kLeastLimit ? result : kLeastLimit;
   }
 

@@ -34,19 +34,28 @@ using Shape = CopyShape<3, 2>;
 using OverflowShape = CopyShape<2, 1>;
 static_assert(OverflowShape::kTaskSlots >= 256 && OverflowShape::kTaskPages >= 32 && kMaxTaskRows >= 16);
 
+/// Whether a block beyond those of lengths writes tables: where no schedule is asked for, all do.
+template <class Traits>
+__device__ bool writes_tables(const ReplayArguments<Traits>& args, unsigned block) {
+  return !Traits::kSchedules || block < args.roles.schedule;
+}
+
 template <class Traits>
 __global__ __launch_bounds__(kSmallBatchBlock) void replay_small_batch_kernel(
     const __grid_constant__ ReplayArguments<Traits> args) {
   await_stream();
   const unsigned block = blockIdx.x;
   if (block < args.roles.tables) {
-    return fill_lengths_of_small_batch(args, block * (kSmallBatchBlock / kWarp) + threadIdx.x / kWarp);
+    fill_lengths_of_small_batch(args, block * (kSmallBatchBlock / kWarp) + threadIdx.x / kWarp);
+  } else if (writes_tables(args, block)) {
+    fill_tables_of_small_batch<SmallBatchShape<Traits>, OverflowShape>(args, block - args.roles.tables);
+  } else if constexpr (Traits::kSchedules) {
+    if (block < args.schedules.topk_plan_begin) {
+      fill_schedule_of_small_batch(args, block - args.roles.schedule);
+    } else {
+      fill_topk_plan_of_small_batch(args);
+    }
   }
-  if constexpr (Traits::kSchedules) {
-    if (block >= args.schedules.topk_plan_begin) return fill_topk_plan<kSmallBatchBlock>(args);
-    if (block >= args.roles.schedule) return fill_schedule_of_small_batch(args, block - args.roles.schedule);
-  }
-  fill_tables_of_small_batch<SmallBatchShape<Traits>, OverflowShape>(args, block - args.roles.tables);
 }
 
 template <class Traits>
@@ -54,13 +63,19 @@ __global__ __launch_bounds__(kTile, kBlocksPerMultiprocessor) void replay_kernel
     const __grid_constant__ ReplayArguments<Traits> args) {
   await_stream();
   const unsigned block = blockIdx.x;
-  if (block < args.roles.tokens) return fill_requests<kTile>(args);
-  if (block < args.roles.tables) return fill_tokens<kTile>(args, block - args.roles.tokens);
-  if constexpr (Traits::kSchedules) {
-    if (block >= args.schedules.topk_plan_begin) return fill_topk_plan<kTile>(args);
-    if (block >= args.roles.schedule) return fill_schedule<kTile>(args);
+  if (block < args.roles.tokens) {
+    fill_requests<kTile>(args);
+  } else if (block < args.roles.tables) {
+    fill_tokens<kTile>(args, block - args.roles.tokens);
+  } else if (writes_tables(args, block)) {
+    fill_tables<Shape, OverflowShape, kTile>(args, block - args.roles.tables);
+  } else if constexpr (Traits::kSchedules) {
+    if (block < args.schedules.topk_plan_begin) {
+      fill_schedule<kTile>(args);
+    } else {
+      fill_topk_plan<kTile>(args);
+    }
   }
-  fill_tables<Shape, OverflowShape, kTile>(args, block - args.roles.tables);
 }
 
 template <class Kernel>
@@ -192,10 +207,9 @@ auto schedule_arguments(const Replay& buffers, const Batch<Traits::kCounts, type
         .rule = rule,
         .splits = rules::SeqlenSplits(rule.split()),
         .end = rule.end(batch.bs, rules::saturated(rows)),
+        .topk_plan_begin = 0,
         .topk_plan = reinterpret_cast<Pair*>(buffers.topk_plan.data),
-        .topk_plan_rows = rules::saturated(rows),
         .topk_plan_rule = rules::TopkPlanRule(buffers.topk_plan_format.value_or(TopkPlanFormat::sglang_topk_v2_sm90)),
-        .uniform_tokens_divisor = rules::Divisor(rules::max(batch.uniform_tokens, 1)),
     };
   } else {
     return NoScheduleArguments();
