@@ -56,10 +56,12 @@ def check(
     dtype=torch.int32,
     stride=1,
     source_layout=None,
+    **scheduling,
 ):
     """Runs one case in poisoned memory and compares every word of it with the oracle.
 
-    `shapes` replaces the shapes of single outputs; `slack` gives their rows (row_stride beyond the width, offset).
+    `shapes` replaces the shapes of single outputs, and adds those of schedules and top-k plans, whose other arguments
+    are `scheduling`; `slack` gives their rows (row_stride beyond the width, offset).
     """
     ragged, op_mode = mode == "ragged", "draft_extend" if mode == "ragged" else mode
     tokens = {"decode": [1] * len(seq_lens), "ragged": q}.get(mode, [n] * len(seq_lens))
@@ -74,7 +76,9 @@ def check(
         extra, offset = (slack or {}).get(name, (0, 0))
         outputs[name] = Output(*shape, device=device, row_stride=shape[-1] + extra, offset=offset)
     arguments = {name: output.array for name, output in outputs.items()}
-    arguments |= {"seq_lens": lengths(seq_lens, device=device, dtype=dtype, stride=stride), "nsa_index_topk": topk}
+    arguments["seq_lens"] = lengths(seq_lens, device=device, dtype=dtype, stride=stride)
+    if topk is not None:
+        arguments["nsa_index_topk"] = topk
     if ragged:
         arguments["extend_seq_lens"] = lengths(q, device=device, dtype=dtype, stride=stride)
     if mode != "decode":
@@ -84,7 +88,7 @@ def check(
         arguments["req_to_token"] = table(pool, width, device=device, row_stride=width + extra, offset=offset)
         arguments["req_pool_indices"] = lengths(indices, device=device, dtype=dtype, stride=stride)
         arguments["page_size"] = page_size
-    way(op_mode, arguments)
+    way(op_mode, arguments | scheduling)
 
     expected = replay(
         op_mode,
@@ -97,6 +101,7 @@ def check(
         req_to_token=pool,
         req_to_token_width=width,
         page_size=page_size,
+        **scheduling,
     )
     for name, output in outputs.items():
         output.check(expected[name], name)
