@@ -29,6 +29,8 @@ OUTPUT_SHAPES = {
         "real_page_table": (6, 4),
         "ctx_lens_2d": (2, 3),
         "num_tokens": (1,),
+        "schedule": (5, 2),
+        "topk_plan": (7, 2),
     },
 }
 
@@ -63,7 +65,8 @@ def valid_arguments(op, device, call=None):
     if op == DRAFT_EXTEND:
         arguments["extend_seq_lens"] = lengths([2, 3], device=device)
     else:
-        arguments |= {"mode": "draft_extend", "num_draft_tokens": 3, "page_size": 2}
+        arguments |= {"mode": "draft_extend", "num_draft_tokens": 3, "page_size": 2, "schedule_format": "deepgemm_sm90"}
+        arguments |= {"topk_plan_format": "sglang_topk_v2_sm90", "topk_plan_clusters": 2}
         arguments["req_pool_indices"] = lengths([1, 0], device=device)
         arguments["req_to_token"] = table([[5] * 8, [6] * 8], 8, device=device)
     if drop_in(call):

@@ -242,6 +242,7 @@ NUMBER_NAMES = [
     (REPLAY, "nsa_index_topk"),
     (REPLAY, "num_draft_tokens"),
     (REPLAY, "page_size"),
+    (REPLAY, "topk_plan_clusters"),
 ]
 
 

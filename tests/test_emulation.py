@@ -16,6 +16,7 @@ import draft_extend_cases
 import nsa_kernel
 import pytest
 import replay_cases
+import schedule_cases
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,6 +108,12 @@ def test_replay_by_name(kernels, case, multiprocessors):
     replay_cases.check(**case, device="cpu", way=Machine(kernels, multiprocessors).replay)
 
 
+@pytest.mark.parametrize("multiprocessors", [1, 3, 20])
+@pytest.mark.parametrize("case", schedule_cases.NAMED_CASES.values(), ids=schedule_cases.NAMED_CASES.keys())
+def test_schedules_by_name(kernels, case, multiprocessors):
+    schedule_cases.check(**case, device="cpu", way=Machine(kernels, multiprocessors).replay)
+
+
 @pytest.mark.parametrize("multiprocessors", [1, 4])
 @pytest.mark.parametrize("bs", [0, 1, 16, 17, 32, 33, 128, 129, 512, 513, 1024, 1025, 2100])
 def test_batch_sizes(kernels, bs, multiprocessors):
@@ -121,6 +128,10 @@ def test_batch_sizes(kernels, bs, multiprocessors):
         replay_cases.check(
             mode, k, q=q, topk=40, width=60, pool=pool, indices=indices, page_size=8, device="cpu", way=machine.replay
         )
+        for fmt, rows in schedule_cases.FORMATS:
+            if schedule_cases.fits(mode, fmt, rows):
+                case = schedule_cases.of(fmt, rows, slots=33) | schedule_cases.plan(bs // 2)
+                schedule_cases.check(mode, [700 * kv for kv in k], q=q, **case, device="cpu", way=machine.replay)
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 2, 5])
@@ -146,12 +157,15 @@ def test_a_few_long_requests_among_short_ones(kernels, bs, width, mode, multipro
     )
 
 
-@pytest.mark.parametrize("op", [draft_extend_cases, replay_cases], ids=["draft_extend", "replay"])
+OPS = {"draft_extend": draft_extend_cases, "replay": replay_cases, "schedule": schedule_cases}
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=OPS)
 def test_random_cases_equal_the_oracle(kernels, op, random_cases):
     for seed, reproducible in random_cases:
         draw = random.Random(seed)
         case = op.draw_case(draw)
         machine = Machine(kernels, draw.choice([1, 2, 3, 7, 24]), seed)
-        case["way"] = machine.replay if op is replay_cases else machine.draft_extend
+        case["way"] = machine.draft_extend if op is draft_extend_cases else machine.replay
         with reproducible:
             op.check(**case, device="cpu")

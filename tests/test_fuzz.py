@@ -46,7 +46,7 @@ from exporters import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import INT32_MAX, draft_extend, replay
+from reference import CLUSTER_LIMITS, INT32_MAX, SPLITS, draft_extend, replay
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 settings.register_profile("bounded", max_examples=200, derandomize=True, database=None, deadline=None)
@@ -403,7 +403,7 @@ WORDS = {
 
 @pytest.mark.parametrize("kind", WORDS)
 def test_a_word_that_does_not_fit(kind):
-    for op, name in [(DRAFT_EXTEND, "variant"), (REPLAY, "mode")]:
+    for op, name in [(DRAFT_EXTEND, "variant"), (REPLAY, "mode"), (REPLAY, "schedule_rows")]:
         check_refused(op, "cpu", name, lambda: WORDS[kind], (TypeError, ValueError), "must be ")
 
 
@@ -638,13 +638,23 @@ def test_random_layouts_of_replay(data):
         if draw(st.booleans()):
             role = "output table" if len(shape) == 2 else "output"
             drawn[name] = Drawn(draw, role, [size + draw(more) for size in shape], length)
+    schedules = {"schedule": 1 + draw(st.integers(1, 4)), "topk_plan": 1 + rows + draw(more)}
+    shapes |= {name: (rows, 2) for name, rows in schedules.items() if draw(st.booleans())}
+    drawn |= {name: Drawn(draw, "output table", shapes[name], length) for name in schedules if name in shapes}
     if "page_table" in drawn or "real_page_table" in drawn:
         drawn["req_pool_indices"] = Drawn(draw, "length", (bs,), st.integers(-1, 3))
         drawn["req_to_token"] = Drawn(draw, "table", (3, width), st.integers(-9, 99))
     values = {name: array.tolist() if array.fits() else [] for name, array in drawn.items()}
     op_mode = "draft_extend" if mode == "ragged" else mode
     topk = draw(st.sampled_from([0, 4, INT32_MAX]))
-    others = {"mode": op_mode, "nsa_index_topk": topk, "page_size": page_size, "num_draft_tokens": n}
+    scheduling = {}
+    if "schedule" in drawn:
+        scheduling |= {"schedule_format": draw(st.sampled_from([*SPLITS])), "schedule_rows": "token"}
+        if mode != "ragged":
+            scheduling["schedule_rows"] = draw(st.sampled_from(["token", "request"]))
+    if "topk_plan" in drawn:
+        scheduling |= {"topk_plan_format": draw(st.sampled_from([*CLUSTER_LIMITS])), "topk_plan_clusters": 1}
+    others = {"mode": op_mode, "nsa_index_topk": topk, "page_size": page_size, "num_draft_tokens": n} | scheduling
     if not run_drawn(REPLAY, call, drawn, others):
         return
     after = {name: bytes(array.memory) for name, array in drawn.items()}
@@ -659,6 +669,7 @@ def test_random_layouts_of_replay(data):
         req_to_token=values.get("req_to_token"),
         req_to_token_width=drawn["req_to_token"].shape[1] if "req_to_token" in drawn else 0,
         page_size=page_size,
+        **scheduling,
     )
     check_written(drawn, expected)
     assert {name: bytes(array.memory) for name, array in drawn.items()} == after

@@ -9,8 +9,9 @@ import random
 import draft_extend_cases
 import pytest
 import replay_cases
+import schedule_cases
 
-OPS = {"draft_extend": draft_extend_cases, "replay": replay_cases}
+OPS = {"draft_extend": draft_extend_cases, "replay": replay_cases, "schedule": schedule_cases}
 
 
 @pytest.mark.parametrize("op", OPS)

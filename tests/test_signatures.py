@@ -10,10 +10,11 @@ import torch
 
 DRAFT_EXTEND = "extend_seq_lens, seq_lens, nsa_index_topk, out_seqlens_expanded, out_nsa_cache_seqlens"
 REPLAY = (
-    "mode, *, seq_lens, nsa_index_topk, req_pool_indices=None, req_to_token=None, extend_seq_lens=None, "
+    "mode, *, seq_lens, nsa_index_topk=None, req_pool_indices=None, req_to_token=None, extend_seq_lens=None, "
     "num_draft_tokens=None, page_size=1, cache_seqlens=None, cu_seqlens_k=None, seqlens_expanded=None, "
     "nsa_cache_seqlens=None, nsa_cu_seqlens_k=None, page_table=None, real_page_table=None, ctx_lens_2d=None, "
-    "num_tokens=None"
+    "num_tokens=None, schedule=None, schedule_format=None, schedule_rows='token', schedule_atoms=None, topk_plan=None, "
+    "topk_plan_format=None, topk_plan_clusters=None"
 )
 SIGNATURES = {
     nsa_kernel.fill_draft_extend_metadata: f"{DRAFT_EXTEND}, out_num_tokens=None, *, variant='optimized', stream=None",
