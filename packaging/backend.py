@@ -1,16 +1,22 @@
-"""The build backend: scikit-build-core, with a CUDA compiler from the package index where the machine has none."""
+"""The build backend: scikit-build-core, with a CUDA compiler from the package index where the machine has none.
+
+Run as a program, it prints what a build without isolation needs beside the group `build` of pyproject.toml.
+"""
 
 import os
-import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import scikit_build_core.build as skbuild
 from scikit_build_core.build import *  # noqa: F403
+from scikit_build_core.cmake import CMake
+from scikit_build_core.errors import CMakeNotFoundError
 
 CUDA_COMPILER = "cuda-toolkit[nvcc,crt,nvvm,cudart,cccl]==13.0.*"
-INSTALLED_COMPILER = "nvidia/cu13"
 OFF = {"0", "OFF", "NO", "FALSE", "N", "IGNORE", ""}
+
+os.environ["NSA_KERNEL_PYTHON_PATH"] = os.pathsep.join(sys.path)  # where find_nvcc.cmake meets that compiler
 
 
 def _wants_cuda(config_settings):
@@ -21,24 +27,16 @@ def _wants_cuda(config_settings):
 
 
 def _has_nvcc():
-    if os.environ.get("CUDACXX") or shutil.which("nvcc"):
-        return True
-    roots = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
-    return any(Path(root, "bin", "nvcc").is_file() for root in roots if root)
+    try:
+        cmake = CMake.default_search().cmake_path
+    except CMakeNotFoundError:
+        return False  # nothing to ask yet; the build prefers the machine's nvcc all the same
+    search = [cmake, "-P", Path(__file__).with_name("find_nvcc.cmake")]
+    return subprocess.run(search, capture_output=True, check=False).returncode == 0
 
 
 def _compiler(config_settings):
     return [CUDA_COMPILER] if _wants_cuda(config_settings) and not _has_nvcc() else []
-
-
-def _use_installed_compiler():
-    if _has_nvcc():
-        return
-    for entry in sys.path:
-        root = Path(entry, INSTALLED_COMPILER)
-        if (root / "bin" / "nvcc").is_file():
-            os.environ["CUDA_HOME"] = str(root)
-            return
 
 
 def get_requires_for_build_wheel(config_settings=None):
@@ -51,13 +49,5 @@ def get_requires_for_build_editable(config_settings=None):
     return [*skbuild.get_requires_for_build_editable(config_settings), *_compiler(config_settings)]
 
 
-def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
-    """scikit-build-core's, with the compiler in sight."""
-    _use_installed_compiler()
-    return skbuild.build_wheel(wheel_directory, config_settings, metadata_directory)
-
-
-def build_editable(wheel_directory, config_settings=None, metadata_directory=None):
-    """scikit-build-core's, with the compiler in sight."""
-    _use_installed_compiler()
-    return skbuild.build_editable(wheel_directory, config_settings, metadata_directory)
+if __name__ == "__main__":
+    print(*_compiler(None), sep="\n")
