@@ -45,7 +45,13 @@ PARENT = """
 cmake_minimum_required(VERSION 3.25)
 project(parent LANGUAGES CXX)
 set(NSA_KERNEL_CUDA OFF)
-add_subdirectory({root} nsa_kernel)
+"""
+ROOT = SOURCE.parents[1]
+ADD_SUBDIRECTORY = f'add_subdirectory("{ROOT}" nsa_kernel)\n'
+FETCH_CONTENT = f"""
+include(FetchContent)
+FetchContent_Declare(nsa_kernel SOURCE_DIR "{ROOT}")
+FetchContent_MakeAvailable(nsa_kernel)
 """
 
 
@@ -53,11 +59,24 @@ add_subdirectory({root} nsa_kernel)
 @pytest.mark.parametrize("build_type", ["", "Debug"])
 def test_a_parent_project_installs_a_package_that_works(build_type, tmp_path):
     """The parent says which build it is, also by saying nothing."""
-    (tmp_path / "CMakeLists.txt").write_text(PARENT.format(root=SOURCE.parents[1]))
+    (tmp_path / "CMakeLists.txt").write_text(PARENT + ADD_SUBDIRECTORY)
     build, prefix, consumer = tmp_path / "build", tmp_path / "prefix", tmp_path / "consumer"
-    run(CMAKE, "-S", tmp_path, "-B", build, f"-DCMAKE_BUILD_TYPE={build_type}")
+    run(CMAKE, "-S", tmp_path, "-B", build, f"-DCMAKE_BUILD_TYPE={build_type}", "-DNSA_KERNEL_INSTALL=ON")
     run(CMAKE, "--build", build, "--parallel")
     run(CMAKE, "--install", build, "--prefix", prefix)
     run(CMAKE, "-S", SOURCE, "-B", consumer, f"-DCMAKE_PREFIX_PATH={prefix}")
     run(CMAKE, "--build", consumer)
     assert "cpu ok" in run(consumer / "consumer")
+
+
+@pytest.mark.skipif(not (CMAKE and COMPILER), reason="needs CMake and a C++ compiler")
+@pytest.mark.parametrize("added", [ADD_SUBDIRECTORY, FETCH_CONTENT], ids=["add_subdirectory", "FetchContent"])
+def test_a_parent_project_installs_nothing_of_ours_unasked(added, tmp_path):
+    program = f'add_executable(parent "{SOURCE}/main.cpp")\ntarget_link_libraries(parent nsa_kernel::nsa_kernel)\n'
+    (tmp_path / "CMakeLists.txt").write_text(PARENT + added + program + "install(TARGETS parent)\n")
+    build, prefix = tmp_path / "build", tmp_path / "prefix"
+    run(CMAKE, "-S", tmp_path, "-B", build)
+    run(CMAKE, "--build", build, "--parallel")
+    run(CMAKE, "--install", build, "--prefix", prefix)
+    assert [path for path in prefix.rglob("*") if path.is_file()] == [prefix / "bin" / "parent"]
+    assert "cpu ok" in run(prefix / "bin" / "parent")
