@@ -25,11 +25,10 @@ import nsa_kernel.sglang as plugin
 import processes
 import pytest
 import torch
+from fetched import PEERS, fetched
 
-SGLANG = "sglang==0.5.23"
 # SGLang's kernel registry is made of msgspec structs; Triton interprets SGLang's kernels where there is no GPU.
-NEEDED = [SGLANG, "msgspec==0.21.1", "triton==3.6.0"]
-PEERS = Path(__file__).parent.parent / ".peers"
+NEEDED = ["sglang==0.5.23", "msgspec==0.21.1", "triton==3.6.0"]
 METADATA = "sglang.kernels.ops.attention.dsa.metadata"
 PAD = "sglang.kernels.ops.attention.pad"
 MANAGER = "sglang.srt.layers.attention.dsa.dsa_metadata_manager"
@@ -43,24 +42,9 @@ UNTOUCHED = -7
 
 
 @pytest.fixture(scope="session")
-def sglang_folder():
-    """The folder that has SGLang, fetched once and kept in .peers."""
-    folder = PEERS / "sglang-0.5.23-py{}.{}".format(*sys.version_info)
-    if folder.is_dir():
-        return folder
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:", "--retries=1"]
-    done = subprocess.run(
-        [*command, "--upgrade", "--target", unfinished, *NEEDED], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        reason = f"{SGLANG} cannot be fetched: {done.stderr.strip().splitlines()[-1:]}"
-        if os.environ.get("NSA_KERNEL_TEST_SGLANG") == "required":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    (unfinished / ".gitignore").write_text("*\n")
-    unfinished.rename(folder)
-    return folder
+def sglang_folder(request):
+    """The folder that has SGLang."""
+    return fetched(request.config, "sglang-0.5.23", *NEEDED)
 
 
 def in_child(folder, function, *options, **environment):
@@ -552,7 +536,7 @@ def test_equal_to_sglangs_kernels(device):
     pytest.importorskip("triton")
     files = [PEERS / "sglang_dsa_metadata.py", PEERS / "sglang_pad.py"]
     if not all(path.is_file() for path in files):
-        pytest.skip(f"SGLang's {files[0].name} and {files[1].name} are not in .peers")
+        pytest.skip(f"SGLang's {files[0].name} and {files[1].name} are not in {PEERS}")
     compare(sglang_functions(*files), device, [*edge_cases(device), *(Case(seed, device) for seed in range(300))])
 
 
