@@ -1,32 +1,34 @@
-# `make demo` and `make test` need python3, g++ and make; they work in .venv and build, and touch nothing else.
+# `make demo` and `make test` need python3, g++ and make; they work in .venv and build, and touch nothing else but pip's
+# cache of downloads. NSA_KERNEL_CUDA and CUDAARCHS say what is built (packaging/install.sh).
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --quiet
+PYTEST := PYTHONPYCACHEPREFIX="$(CURDIR)/build/pycache" $(BIN)/python -m pytest
+STEP := @packaging/step.sh
 
 PACKAGE := $(shell find CMakeLists.txt pyproject.toml packaging cpp cuda python -type f -not -name '*.pyc')
 CPP := $(shell find benchmarks cpp cuda tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint lint-cpp lint-python lint-types lint-workflows format gpu-check wheels asan fuzz clean
+.PHONY: help demo test lint lint-cpp lint-python lint-types lint-workflows format gpu-check wheels asan fuzz clean FORCE
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 14
 
 # ---- use and test ----------------------------------------------------------------------------------------------------
 
-demo: $(VENV)/.package ## build, and run the main job on a small batch
-	$(BIN)/python -m nsa_kernel demo
+demo: $(VENV)/.package ## build, and run the main job on a small batch: a minute, the first time
+	@$(BIN)/python -m nsa_kernel demo
 
 test: $(VENV)/.package $(VENV)/.test build/prefix ## build, and run the tests
-	NSA_KERNEL_PREFIX="$(CURDIR)/build/prefix" $(BIN)/python -m pytest
+	NSA_KERNEL_PREFIX="$(CURDIR)/build/prefix" $(PYTEST)
 
 fuzz: $(VENV)/.package $(VENV)/.test ## the fuzz tests, for as long as FUZZ_EXAMPLES says
-	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/test_fuzz.py
+	HYPOTHESIS_PROFILE=fuzz $(PYTEST) tests/test_fuzz.py
 
-asan: $(VENV)/.test ## the tests on the CPU under the address and undefined-behaviour sanitizers
+asan: $(VENV)/.build $(VENV)/.test ## the tests on the CPU under the address and undefined-behaviour sanitizers
 	packaging/asan.sh
 
 gpu-check: ## on a machine with CUDA, torch and pytest: tests, compute-sanitizer, timings; needs no network
@@ -46,7 +48,7 @@ lint-python: $(VENV)/.lint
 lint-types: $(VENV)/.lint $(VENV)/.test $(VENV)/.package
 	$(BIN)/mypy -p nsa_kernel
 
-lint-workflows: $(VENV)/.lint
+lint-workflows: $(VENV)/.workflows
 	packaging/check_workflows.sh $(BIN)
 
 format: $(VENV)/.lint ## let the formatters write
@@ -64,26 +66,28 @@ clean: ## remove what make made
 
 # ---- the library without Python --------------------------------------------------------------------------------------
 
-build/prefix: $(PACKAGE) | $(VENV)/.test
-	$(BIN)/cmake -S . -B build/cmake -DNSA_KERNEL_CUDA=OFF
-	$(BIN)/cmake --build build/cmake --parallel
-	$(BIN)/cmake --install build/cmake --prefix $@
-	touch $@
+build/prefix: $(PACKAGE) | $(VENV)/.build
+	$(STEP) "the C++ library, for the CPU alone" sh -ec '$(BIN)/cmake -S . -B build/cmake -DNSA_KERNEL_CUDA=OFF; \
+	  $(BIN)/cmake --build build/cmake --parallel; $(BIN)/cmake --install build/cmake --prefix $@'
+	@touch $@
 
 # ---- the environment -------------------------------------------------------------------------------------------------
 
 $(VENV)/.python:
-	packaging/make_venv.sh $(PYTHON) $(VENV)
-	touch $@
+	$(STEP) "a virtual environment in $(VENV)" packaging/make_venv.sh $(PYTHON) $(VENV)
+	@touch $@
 
-$(VENV)/.package: $(VENV)/.python $(PACKAGE)
-	$(PIP) install .
-	touch $@
+$(VENV)/.package: $(VENV)/.build build/asked $(PACKAGE)
+	$(STEP) "the package: half a minute for the CPU alone, some minutes with CUDA, later only what changed" \
+	  packaging/install.sh $(BIN)/python
+	@touch $@
 
-$(VENV)/.test: $(VENV)/.python pyproject.toml
-	$(PIP) install --group test
-	touch $@
+$(VENV)/.build $(VENV)/.test $(VENV)/.lint $(VENV)/.workflows: $(VENV)/.%: $(VENV)/.python pyproject.toml
+	$(STEP) 'from the package index: $(shell sed -n "s/^$* = //p" pyproject.toml)' \
+	  $(BIN)/python -m pip --quiet install --group $*
+	@touch $@
 
-$(VENV)/.lint: $(VENV)/.python pyproject.toml
-	$(PIP) install --group lint --group workflows
-	touch $@
+# What the last build was asked for; newer than the package where this one is asked for something else.
+build/asked: FORCE
+	@mkdir -p build
+	@echo "$(NSA_KERNEL_CUDA) $(CUDAARCHS)" | cmp --quiet - $@ || echo "$(NSA_KERNEL_CUDA) $(CUDAARCHS)" > $@

@@ -1,21 +1,13 @@
 #!/bin/bash
 # Makes a virtual environment that can build the package: make_venv.sh PYTHON FOLDER.
-# Debian keeps two parts of Python in packages of their own; root gets them installed, anyone else is told their names.
+# Debian keeps two parts of Python in packages of their own.
 set -euo pipefail
 python=$1 venv=$2
 
-complete() {
-  "$python" -c 'import ensurepip, pathlib, sysconfig
-pathlib.Path(sysconfig.get_path("include"), "Python.h").stat()' 2>/dev/null
-}
-
-if ! complete; then
-  if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-    echo "$python has no ensurepip or no Python.h, must have both (Debian: apt install python3-venv python3-dev)" >&2
-    exit 1
-  fi
-  apt-get update -qq
-  apt-get install -qq --no-install-recommends python3-venv python3-dev
+if ! "$python" -c 'import ensurepip, pathlib, sysconfig
+pathlib.Path(sysconfig.get_path("include"), "Python.h").stat()' 2>/dev/null; then
+  echo "$python has no ensurepip or no Python.h, must have both (Debian: apt install python3-venv python3-dev)" >&2
+  exit 1
 fi
 
 "$python" -m venv "$venv"

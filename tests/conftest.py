@@ -1,10 +1,15 @@
 """What every test may ask for: a device, and seeds for random cases."""
 
 import contextlib
+import os
+from pathlib import Path
 
 import nsa_kernel
 import pytest
 import torch
+
+# The sources stay as they are.
+os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(__file__).parents[1] / "build/hypothesis"))
 
 
 def pytest_addoption(parser):
