@@ -5,6 +5,7 @@ cd "$(dirname "$0")/.."
 python=$1 major=$2 folder=$3
 
 "$python" -m pip --quiet install 'pip>=25.1' # the first that knows --group
+"$python" -m pip --quiet uninstall --yes nsa-kernel nsa-kernel-cu12 nsa-kernel-cu13
 "$python" -m pip --quiet install --no-index --find-links "$folder" "nsa-kernel[cu$major]"
 "$python" -m pip --quiet install --group test
 "$python" -m nsa_kernel info

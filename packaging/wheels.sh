@@ -1,6 +1,7 @@
 #!/bin/bash
-# Builds the release of this machine natively and tests it: the CUDA 13 wheels, the pure package and the sdist.
+# Builds the release of this machine natively and tests it: the wheels of CUDA 12 and 13, the pure package and the sdist.
 # They land in wheelhouse/. Python 3.11 makes its own wheel, 3.12 the stable-ABI one; every Python found tests one of them.
+# What is 12 here is 12.4 on Debian, without the newest GPUs; a release has 12.9.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=$PWD/build/wheels
@@ -25,9 +26,10 @@ tools=$work/tools/bin
 "$tools/pip" --quiet install 'pip>=25.1'
 "$tools/pip" --quiet install --group packaging
 
-echo "== toolkit"
-PYTHON=$tools/python packaging/toolkit.sh 13 "$work/cuda"
-export CUDA_HOME=$work/cuda
+for major in 12 13; do
+  echo "== toolkit of CUDA $major"
+  PYTHON=$tools/python packaging/toolkit.sh "$major" "$work/cuda$major"
+done
 
 # The link alone decides which glibc a library needs: zig's linker has the symbols of an older one than this machine's.
 # The C++ library goes in whole, since this machine's shared one is newer than manylinux_2_28 allows. What unwinds stacks
@@ -42,10 +44,12 @@ link_rule="$work/link <LANGUAGE_COMPILE_FLAGS> <LINK_FLAGS> -shared -o <TARGET> 
 
 for version in 3.11 3.12; do
   python=$(find_python "$version") || { echo "== no Python $version here: no wheel for it"; continue; }
-  echo "== wheel with Python $version"
   "$python" -m venv "$work/build-$version"
-  "$work/build-$version/bin/python" -m pip --quiet wheel --no-deps --wheel-dir "$work/raw" packaging/cu13 \
-    --config-settings "cmake.define.CMAKE_CXX_CREATE_SHARED_MODULE=$link_rule"
+  for major in 12 13; do
+    echo "== wheel of CUDA $major with Python $version"
+    CUDA_HOME=$work/cuda$major "$work/build-$version/bin/python" -m pip --quiet wheel --no-deps --wheel-dir "$work/raw" \
+      "packaging/cu$major" --config-settings "cmake.define.CMAKE_CXX_CREATE_SHARED_MODULE=$link_rule"
+  done
 done
 PATH=$tools:$PATH auditwheel repair --zip-compression-level 9 --plat "$platform" --only-plat --wheel-dir "$out" "$work"/raw/*.whl
 
@@ -55,9 +59,12 @@ packaging/pure.sh "$tools/python" "$out"
 echo "== checks"
 packaging/check_wheels.sh "$tools" "$out"
 
+export NSA_KERNEL_TOOLKITS="$work/cuda12 $work/cuda13"
 for version in 3.11 3.12 3.13 3.14; do
   python=$(find_python "$version") || { echo "== no Python $version here: not tested with it"; continue; }
-  echo "== test with Python $version"
   "$python" -m venv "$work/test-$version"
-  packaging/without_toolkit.sh packaging/test_wheels.sh "$work/test-$version/bin/python" 13 "$out"
+  for major in 12 13; do
+    echo "== test of CUDA $major with Python $version"
+    packaging/without_toolkit.sh packaging/test_wheels.sh "$work/test-$version/bin/python" "$major" "$out"
+  done
 done

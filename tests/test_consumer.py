@@ -1,6 +1,7 @@
 """A C++ project that finds the package with CMake, links it, and runs both ops."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,22 @@ def run(*command):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+@pytest.mark.skipif(not (CMAKE and COMPILER), reason="needs CMake and a C++ compiler")
+@pytest.mark.parametrize("toolkit", os.environ.get("NSA_KERNEL_TOOLKITS", "").split())
+def test_the_consumer_may_have_a_cuda_runtime_of_its_own(toolkit, tmp_path):
+    """Of the library's major version or of another one. NSA_KERNEL_TOOLKITS has the folders of CUDA toolkits."""
+    runtime = min(Path(toolkit).glob("lib*/libcudart.so*"))
+    places = {"CMAKE_PREFIX_PATH": installed_package(), "CUDAToolkit_ROOT": toolkit, "CUDA_CUDART": runtime}
+    run(CMAKE, "-S", SOURCE, "-B", tmp_path, *(f"-D{name}={place}" for name, place in places.items()))
+    run(CMAKE, "--build", tmp_path)
+    lines = run(tmp_path / "consumer").splitlines()
+    major = re.search(r"#define CUDART_VERSION +(\d+)0\d0", (Path(toolkit) / "include/cuda_runtime_api.h").read_text())[
+        1
+    ]
+    assert [line for line in lines if line.startswith(f"CUDA {major}.")]
+    assert "cpu ok" in lines
 
 
 @pytest.mark.skipif(not (CMAKE and COMPILER), reason="needs CMake and a C++ compiler")

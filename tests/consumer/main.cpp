@@ -174,6 +174,7 @@ int main() {
     refuse_bad_arguments();
     run({}, "cpu");
 #ifdef CONSUMER_CUDA
+    std::cout << "CUDA " << CUDART_VERSION / 1000 << '.' << CUDART_VERSION % 1000 / 10 << '\n';
     for (size_t i = 0; i < info.devices.size(); ++i) {
       if (!info.devices[i].usable || cudaSetDevice(static_cast<int>(i)) != cudaSuccess) continue;
       run({DeviceType::cuda, static_cast<int>(i)}, "cuda:" + std::to_string(i));
