@@ -19,7 +19,7 @@ constexpr int kBlocksPerMultiprocessor = 2;
 
 /// What the kernels read.
 struct DraftExtendArguments {
-  Batch<TokenCounts::lengths> batch;
+  Batch<TokenCounts::lengths, uint64_t, false> batch;
   int32_t* seqlens_expanded;
   int32_t* nsa_cache_seqlens;
   volatile int32_t* count;  ///< where the number of tokens goes, on the device or in pinned host memory; may be null
@@ -199,7 +199,7 @@ void launch(const DraftExtend& buffers, Variant variant, int32_t* workspace, vol
       .batch = {.bs = static_cast<int32_t>(buffers.extend_seq_lens.size),
                 .uniform_tokens = 0,
                 .seq_lens = IndexArray<>(buffers.seq_lens),
-                .source_rows = IndexArray<>(LengthView()),
+                .source_rows = {},
                 .token_counts = IndexArray<>(buffers.extend_seq_lens),
                 .pending_tokens = 0,
                 .capacity = rules::saturated(capacity)},

@@ -102,6 +102,18 @@ __device__ Sums<N> warp_inclusive(Sums<N> sums) {
   return sums;
 }
 
+/// The same, of the first `lanes` lanes; those after them get no such sum.
+template <int N>
+__device__ Sums<N> warp_inclusive(Sums<N> sums, int lanes) {
+  const int lane = threadIdx.x % kWarp;
+#pragma unroll 1
+  for (int delta = 1; delta < lanes; delta *= 2) {
+    const Sums<N> other = shuffle_up(sums, delta);
+    if (lane >= delta) sums += other;
+  }
+  return sums;
+}
+
 /// The sum over the lanes of a warp, as it is stored; none is negative.
 __device__ inline int32_t warp_sum(int32_t mine) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800

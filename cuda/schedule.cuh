@@ -33,9 +33,16 @@ struct ScheduleArguments {
   Pair* topk_plan;
   rules::TopkPlanRule topk_plan_rule;
 
+  /// Has the lines that hold them fetched while the lengths of requests are on their way.
+  __device__ void fetch() const {
+#ifdef __CUDA_ARCH__
+    asm volatile("" ::"r"(slots), "r"(end));
+#endif
+  }
+  /// Of a request, if the outputs hold all of its tokens.
   template <class Batch>
-  __device__ int32_t work(const Batch& batch, const typename Batch::Request& request, int32_t tokens_before) const {
-    return rule.work(splits, scheduled(batch, rule, request, tokens_before));
+  __device__ int32_t whole_work(const Batch& batch, const typename Batch::Request& request) const {
+    return rule.work(splits, scheduled_whole(batch, rule, request));
   }
   __device__ void store(int32_t slot, const rules::ScheduleEntry& entry) const {
     schedule[slot] = {entry.row, entry.split};
@@ -44,95 +51,164 @@ struct ScheduleArguments {
   __device__ void store_end(int32_t slot, int32_t total) const { schedule[slot] = {total == 0 ? 0 : end, 0}; }
 };
 
-/// Kernels that write no schedule read nothing for it.
-struct NoScheduleArguments {};
+/// The sums of a request that a schedule takes: of uniform tokens the work alone.
+template <class Args>
+struct ScheduleSums {
+  static constexpr bool kCounts = Args::Traits::kCounts != TokenCounts::uniform;
+  static constexpr int kSize = kCounts ? 2 : 1;
+  using Type = Sums<kSize>;
+
+  __device__ static Type of(int32_t work, int32_t tokens) {
+    Type sums;
+    sums.value[0] = work;
+    if constexpr (kCounts) sums.value[1] = tokens;
+    return sums;
+  }
+  __device__ static int32_t work(const Type& sums) { return sums.value[0]; }
+  /// Tokens of the first b requests, where `sums` are theirs.
+  template <class Batch>
+  __device__ static int32_t tokens(const Type& sums, const Batch& batch, int b) {
+    if constexpr (kCounts) {
+      if (batch.ragged()) return sums.value[1];
+    }
+    return batch.uniform_tokens_before(b);
+  }
+  /// Whether the outputs of the batch, of which these are all sums, do not hold all of its tokens.
+  template <class Batch>
+  __device__ static bool are_cut(const Type& sums, const Batch& batch) {
+    if constexpr (!kCounts) return false;
+    return batch.ragged() && tokens(sums, batch, batch.bs) > batch.capacity;
+  }
+};
 
 /// The schedule of a small batch, each request of which every warp sees in one of its lanes. Each thread has a slot.
 template <class Args>
 __device__ void fill_schedule_of_small_batch(const Args& args, unsigned block) {
+  using Schedule = ScheduleSums<Args>;
   const auto& batch = args.batch;
   const auto& out = args.schedules;
-  const int lane = threadIdx.x % kWarp;
+  const int lane = threadIdx.x % kWarp, last = max(batch.bs - 1, 0);
   const bool mine = lane < batch.bs;
   typename Args::Request request{};
   if (mine) request = batch.read(lane);
-  int32_t tokens_before = batch.uniform_tokens_before(lane);
-  if (batch.ragged()) {
-    const Sums<1> tokens_before_next = shuffle_up(warp_inclusive(Sums<1>{{mine ? batch.tokens(request) : 0}}), 1);
-    tokens_before = lane > 0 ? tokens_before_next.value[0] : 0;
+  out.fetch();
+
+  const auto exclusive = [&](const typename Schedule::Type& end) {
+    typename Schedule::Type before = shuffle_up(end, 1);
+    if (lane == 0) before = {};
+    return before;
+  };
+  rules::ScheduledRequest scheduled_request = scheduled_whole(batch, out.rule, request);
+  const int32_t tokens = mine ? scheduled_request.tokens : 0;
+  int32_t work = mine ? out.rule.work(out.splits, scheduled_request) : 0;
+  typename Schedule::Type end = warp_inclusive(Schedule::of(work, tokens), batch.bs);
+  if (Schedule::are_cut(from_lane(end, last), batch)) {
+    scheduled_request = scheduled(batch, out.rule, request, Schedule::tokens(exclusive(end), batch, lane));
+    work = mine ? out.rule.work(out.splits, scheduled_request) : 0;
+    end = warp_inclusive(Schedule::of(work, tokens), batch.bs);
   }
-  const rules::ScheduledRequest mine_scheduled = scheduled(batch, out.rule, request, tokens_before);
-  const int32_t work = mine ? out.rule.work(out.splits, mine_scheduled) : 0;
-  const int32_t work_end = warp_inclusive(Sums<1>{{work}}).value[0];
-  const int32_t total = __shfl_sync(kAllLanes, work_end, kWarp - 1);
+  const int32_t total = __shfl_sync(kAllLanes, Schedule::work(end), last);
+  const int32_t work_end = mine ? Schedule::work(end) : total;
 
   const auto slot = static_cast<int32_t>(block * blockDim.x + threadIdx.x);
   const int32_t start = out.rule.shares(total, out.slots, out.slots_divisor).start(min(slot, out.slots));
   int b = 0;  // the first request whose work ends beyond the start
-#pragma unroll
-  for (int step = kWarp / 2; step > 0; step /= 2) {
+#pragma unroll 1
+  for (int step = last > 0 ? 1 << (31 - __clz(last)) : 0; step > 0; step /= 2) {
     if (__shfl_sync(kAllLanes, work_end, b + step - 1) <= start) b += step;
   }
-  const rules::ScheduledRequest of{__shfl_sync(kAllLanes, mine_scheduled.seqlen, b),
-                                   __shfl_sync(kAllLanes, mine_scheduled.tokens, b)};
-  const int32_t tokens_before_of = __shfl_sync(kAllLanes, tokens_before, b);
-  const int32_t work_before_next = __shfl_sync(kAllLanes, work_end, b - 1);
+  const typename Schedule::Type before = exclusive(end);
+  const int32_t work_before = __shfl_sync(kAllLanes, Schedule::work(before), b);
+  const int32_t tokens_before = __shfl_sync(kAllLanes, Schedule::tokens(before, batch, lane), b);
+  const rules::ScheduledRequest of{__shfl_sync(kAllLanes, scheduled_request.seqlen, b),
+                                   __shfl_sync(kAllLanes, scheduled_request.tokens, b)};
   if (slot > out.slots) return;
   if (slot == out.slots || start >= total) return out.store_end(slot, total);
-  out.store(slot, out.rule.entry(out.splits, of, b, tokens_before_of, start - (b > 0 ? work_before_next : 0)));
+  out.store(slot, out.rule.entry(out.splits, of, b, tokens_before, start - work_before));
 }
 
-/// The requests of a tile, by place.
-template <int kTile, bool kMany>
+/// The requests of a tile, by place, and the sums before each: over all requests before it, not those of the tile
+/// alone.
+template <int kTile, class Args>
 struct ScheduleTile {
-  typename CumulativeScan<kTile, kMany, 1>::Shared token_scan;
-  typename CumulativeScan<kTile, kMany, 1>::Shared work_scan;
+  static constexpr bool kMany = Args::Traits::kMany;
+  using Schedule = ScheduleSums<Args>;
+
+  typename CumulativeScan<kTile, kMany, Schedule::kSize>::Shared scan;
+  typename CumulativeScan<kTile, kMany, 1>::Shared scan_of_cut;
+  typename Schedule::Type sums[kTile / kWarp];
   rules::ScheduledRequest request[kTile];
   int32_t tokens_before[kTile];
-  int32_t work_before[kTile];  ///< of all requests before it, not of the tile alone
-  Sums<2> sums[kTile / kWarp];
+  int32_t work_before[kTile];
 };
+
+/// The sums of all requests of many tiles, as if the outputs held all tokens.
+template <int kTile, class Args>
+__device__ auto whole_sums(const Args& args, ScheduleTile<kTile, Args>& shared) {
+  using Schedule = ScheduleSums<Args>;
+  const auto& batch = args.batch;
+  const auto read = [&](int b) { return batch.read(b); };
+  const auto sums_of = [&](const typename Args::Request& request) {
+    return Schedule::of(args.schedules.whole_work(batch, request), batch.tokens(request));
+  };
+  const int whole = batch.bs / kTile * kTile, rest = whole + static_cast<int>(threadIdx.x);
+  typename Schedule::Type sums = sum_tiles<kTile>(0, whole, read, sums_of);
+  if (rest < batch.bs) sums += sums_of(read(rest));
+  sums = warp_sum(sums);
+  const int lane = threadIdx.x % kWarp;
+  if (lane == 0) shared.sums[threadIdx.x / kWarp] = sums;
+  __syncthreads();
+  sums = warp_sum(lane < kTile / kWarp ? shared.sums[lane] : typename Schedule::Type{});
+  return sums;
+}
 
 /// The requests of a batch tile by tile: this thread's one of the tile, and what lies before it.
 template <int kTile, class Args>
 class ScheduleScan {
  public:
   static constexpr bool kMany = Args::Traits::kMany;
+  using Schedule = ScheduleSums<Args>;
 
-  __device__ ScheduleScan(const Args& args, ScheduleTile<kTile, kMany>& shared)
+  __device__ ScheduleScan(const Args& args, ScheduleTile<kTile, Args>& shared, bool is_cut)
       : batch_(args.batch),
         out_(args.schedules),
-        token_scan_(shared.token_scan),
-        work_scan_(shared.work_scan),
-        shared_(shared) {}
+        scan_(shared.scan),
+        scan_of_cut_(shared.scan_of_cut),
+        is_cut_(is_cut) {}
 
-  /// Goes on to a tile, beyond tiles that may be skipped. Those are counted as if no output cut any token off: where
-  /// one does, no later request has work.
+  /// Goes on to a tile, beyond tiles that may be skipped. These count whole: where one is cut, no later request has
+  /// work.
   __device__ void enter(const Tile& tile) {
-    const auto read = [&](int b) { return batch_.read(b); };
+    const int b = tile.begin + static_cast<int>(threadIdx.x);
+    const bool mine = threadIdx.x < tile.requests;
     Request request{};
-    if (threadIdx.x < tile.requests) request = batch_.read(tile.begin + threadIdx.x);
-    tokens_before_ = batch_.uniform_tokens_before(tile.begin + threadIdx.x);
-    if (batch_.ragged()) {
-      token_scan_.enter(tile, read, [&](const Request& of) { return Sums<1>{{batch_.tokens(of)}}; });
-      const int32_t tokens = threadIdx.x < tile.requests ? batch_.tokens(request) : 0;
-      const Scanned<1> scanned = token_scan_.exclusive({{tokens}});
-      tokens_before_ = scanned.before.value[0];
-      tokens_end_ = scanned.total.value[0];
-    }
-    work_scan_.enter(tile, read, [&](const Request& of) { return Sums<1>{{out_.work(batch_, of, 0)}}; });
+    if (mine) request = batch_.read(b);
+    out_.fetch();
+    const auto read = [&](int earlier) { return batch_.read(earlier); };
+    scan_.enter(tile, read,
+                [&](const Request& of) { return Schedule::of(out_.whole_work(batch_, of), batch_.tokens(of)); });
+    scheduled_ = scheduled_whole(batch_, out_.rule, request);
+    const int32_t work = mine ? out_.rule.work(out_.splits, scheduled_) : 0;
+    const auto scanned = scan_.exclusive(Schedule::of(work, mine ? scheduled_.tokens : 0));
+    tokens_before_ = Schedule::tokens(scanned.before, batch_, b);
+    work_before_ = Schedule::work(scanned.before);
+    work_end_ = Schedule::work(scanned.total);
+    tokens_end_ = Schedule::tokens(scanned.total, batch_, batch_.bs);
+    if constexpr (!kMany) is_cut_ = Schedule::are_cut(scanned.total, batch_);
+    if (!is_cut_) return;
+    scan_of_cut_.enter(tile, read, [&](const Request& of) { return Sums<1>{{out_.whole_work(batch_, of)}}; });
     scheduled_ = scheduled(batch_, out_.rule, request, tokens_before_);
-    const int32_t work = threadIdx.x < tile.requests ? out_.rule.work(out_.splits, scheduled_) : 0;
-    const Scanned<1> scanned = work_scan_.exclusive({{work}});
-    work_before_ = scanned.before.value[0];
-    work_end_ = scanned.total.value[0];
+    const int32_t work_of_cut = mine ? out_.rule.work(out_.splits, scheduled_) : 0;
+    const Scanned<1> scanned_cut = scan_of_cut_.exclusive({{work_of_cut}});
+    work_before_ = scanned_cut.before.value[0];
+    work_end_ = scanned_cut.total.value[0];
   }
 
   /// Puts this thread's request where the block can read it.
-  __device__ void share() const {
-    shared_.request[threadIdx.x] = scheduled_;
-    shared_.tokens_before[threadIdx.x] = tokens_before_;
-    shared_.work_before[threadIdx.x] = work_before_;
+  __device__ void share(ScheduleTile<kTile, Args>& shared) const {
+    shared.request[threadIdx.x] = scheduled_;
+    shared.tokens_before[threadIdx.x] = tokens_before_;
+    shared.work_before[threadIdx.x] = work_before_;
     __syncthreads();
   }
 
@@ -145,53 +221,40 @@ class ScheduleScan {
 
   const decltype(Args::batch)& batch_;
   const decltype(Args::schedules)& out_;
-  CumulativeScan<kTile, kMany, 1> token_scan_, work_scan_;
-  ScheduleTile<kTile, kMany>& shared_;
+  CumulativeScan<kTile, kMany, Schedule::kSize> scan_;
+  CumulativeScan<kTile, kMany, 1> scan_of_cut_;
+  bool is_cut_;
   rules::ScheduledRequest scheduled_{};
   int32_t tokens_before_ = 0, tokens_end_ = 0, work_before_ = 0, work_end_ = 0;
 };
-
-/// The work of all requests of many tiles.
-template <int kTile, class Args>
-__device__ int32_t total_work(const Args& args, ScheduleTile<kTile, true>& shared) {
-  const auto& batch = args.batch;
-  const auto read = [&](int b) { return batch.read(b); };
-  const auto sums_of = [&](const typename Args::Request& request) {
-    return Sums<2>{{batch.tokens(request), args.schedules.work(batch, request, 0)}};
-  };
-  const int whole = batch.bs / kTile * kTile, rest = whole + static_cast<int>(threadIdx.x);
-  Sums<2> sums = sum_tiles<kTile>(0, whole, read, sums_of);
-  if (rest < batch.bs) sums += sums_of(read(rest));
-  sums = warp_sum(sums);
-  const int lane = threadIdx.x % kWarp;
-  if (lane == 0) shared.sums[threadIdx.x / kWarp] = sums;
-  __syncthreads();
-  sums = warp_sum(lane < kTile / kWarp ? shared.sums[lane] : Sums<2>{});
-  if (!batch.ragged() || sums.value[0] <= batch.capacity) return sums.value[1];
-
-  // The outputs cut tokens off: only a scan of each tile tells how many of which request.
-  ScheduleScan<kTile, Args> scan(args, shared);
-  for (int begin = 0; begin < batch.bs; begin += kTile) {
-    scan.enter({begin, min(batch.bs - begin, kTile), false, false, 0, 1});
-    if (scan.tokens_end() >= batch.capacity) break;
-  }
-  __syncthreads();
-  return scan.work_end();
-}
 
 /// The schedule of any number of requests. Each tile has the slots that start in it.
 template <int kTile, class Args>
 __device__ void fill_schedule(const Args& args) {
   constexpr bool kMany = Args::Traits::kMany;
   const auto& out = args.schedules;
-  __shared__ ScheduleTile<kTile, kMany> shared;
+  __shared__ ScheduleTile<kTile, Args> shared;
   int32_t total = 0;
-  if constexpr (kMany) total = total_work<kTile>(args, shared);
-  ScheduleScan<kTile, Args> scan(args, shared);
+  bool is_cut = false;
+  if constexpr (kMany) {
+    const auto sums = whole_sums<kTile>(args, shared);
+    total = ScheduleSums<Args>::work(sums);
+    is_cut = ScheduleSums<Args>::are_cut(sums, args.batch);
+    if (is_cut) {  // only a scan of each tile tells how many tokens of which request are not held
+      ScheduleScan<kTile, Args> scan(args, shared, true);
+      for (int begin = 0; begin < args.batch.bs; begin += kTile) {
+        scan.enter({begin, min(args.batch.bs - begin, kTile), false, false, 0, 1});
+        if (scan.tokens_end() >= args.batch.capacity) break;
+      }
+      total = scan.work_end();
+      __syncthreads();
+    }
+  }
+  ScheduleScan<kTile, Args> scan(args, shared, is_cut);
   for_each_tile<kTile, kMany>(args.batch.bs, 0, 1, [&](const Tile& tile) {
     scan.enter(tile);
     if constexpr (!kMany) total = scan.work_end();
-    scan.share();
+    scan.share(shared);
     const rules::SlotShares shares = out.rule.shares(total, out.slots, out.slots_divisor);
     for (auto slot = static_cast<int32_t>(threadIdx.x); slot <= out.slots; slot += kTile) {
       const int32_t start = slot < out.slots ? shares.start(slot) : total;
@@ -243,6 +306,10 @@ struct TopkPlanRows {
   int32_t first;  ///< its length
   int32_t rows;
 
+  __device__ bool is_longer_than(int32_t length) const {
+    return rules::TopkPlanRule::rows_above(length, first, rows) > 0;
+  }
+
   /// Writes those longer than the limit, from `entry` on.
   __device__ void store(Pair* plan, const rules::TopkPlanRule& rule, int32_t limit, int32_t entry) const {
 #pragma unroll 1
@@ -270,10 +337,17 @@ __device__ void fill_topk_plan_of_small_batch(const Args& args) {
     mine.at = lane > 0 ? through.value[0] : 0;
     mine.rows = batch.held_tokens(mine.at, mine.rows);
   }
-  RowsAbove above;
-  above.add(rule, mine.first, mine.rows);
-  const int32_t limit = RowsAbove::limit(rule, warp_sum(above.counts));
+  int32_t limit = rule.least_limit();
+  if (__any_sync(kAllLanes, mine.is_longer_than(rule.length(0)))) {
+    RowsAbove above;
+    above.add(rule, mine.first, mine.rows);
+    limit = RowsAbove::limit(rule, warp_sum(above.counts));
+  }
   const int32_t count = rule.rows_above(limit, mine.first, mine.rows);
+  if (!__any_sync(kAllLanes, count > 0)) {
+    if (lane == 0) args.schedules.topk_plan[0] = {limit, 0};
+    return;
+  }
   const int32_t end = warp_inclusive(Sums<1>{{count}}).value[0];
   mine.store(args.schedules.topk_plan, rule, limit, end - count);
   if (lane == kWarp - 1) args.schedules.topk_plan[0] = {limit, end};
@@ -320,12 +394,20 @@ __device__ void fill_topk_plan(const Args& args) {
 
   TopkPlanRows mine{};
   RowsAbove above;
+  bool any = false;
   Scan tokens(shared.tokens[0]);
   bool is_last = false;
   for (int begin = 0; !is_last; begin += kTile) {
     mine = rows_of(tile_from(begin), tokens, is_last);
-    above.add(rule, mine.first, mine.rows);
+    if (mine.is_longer_than(rule.length(0))) {
+      any = true;
+      above.add(rule, mine.first, mine.rows);
+    }
     if (!kMany) break;
+  }
+  if (!__syncthreads_or(any)) {
+    if (threadIdx.x == 0) args.schedules.topk_plan[0] = {rule.least_limit(), 0};
+    return;
   }
   CumulativeScan<kTile, false, RowsAbove::kWords> all(shared.above);
   const int32_t limit = RowsAbove::limit(rule, all.exclusive(above.counts).total);

@@ -83,6 +83,9 @@ struct RawTokens<true> {
   RawIndex end;
 };
 
+/// In place of a member that is not there.
+struct Absent {};
+
 /// A batch of requests. The tokens of all requests, in order, are the rows of per-token outputs and tables.
 /// Without kHasSourceRows, the source row of a request is its own number.
 template <TokenCounts kCounts_, class Step = uint64_t, bool kHasSourceRows = true>
@@ -91,10 +94,11 @@ struct Batch {
   static constexpr bool kMayBeCumulative = kCounts == TokenCounts::any;
   static constexpr int32_t kCumulative = -1;
 
-  int32_t bs;                    ///< requests
-  int32_t uniform_tokens;        ///< tokens of each request, where no array says it; kCumulative where its sum does
-  IndexArray<Step> seq_lens;     ///< [bs] KV length of each request
-  IndexArray<Step> source_rows;  ///< [bs] row of each request in the source table
+  int32_t bs;                 ///< requests
+  int32_t uniform_tokens;     ///< tokens of each request, where no array says it; kCumulative where its sum does
+  IndexArray<Step> seq_lens;  ///< [bs] KV length of each request
+  /// [bs] row of each request in the source table
+  [[no_unique_address]] std::conditional_t<kHasSourceRows, IndexArray<Step>, Absent> source_rows;
   IndexArray<Step> token_counts;
   int32_t pending_tokens;  ///< draft tokens of each request that are not yet in seq_lens
   int32_t capacity;        ///< tokens that the per-token outputs hold

@@ -29,11 +29,11 @@ bool needs_workspace(Variant variant) { return variant != Variant::optimized; }
 int64_t fill_on_cpu(const DraftExtend& buffers) {
   const View<int32_t>& expanded = buffers.out_seqlens_expanded;
   const View<int32_t>& clipped = buffers.out_nsa_cache_seqlens;
-  const Batch<TokenCounts::lengths> batch{
+  const Batch<TokenCounts::lengths, uint64_t, false> batch{
       .bs = static_cast<int32_t>(buffers.extend_seq_lens.size),
       .uniform_tokens = 0,
       .seq_lens = IndexArray<>(buffers.seq_lens),
-      .source_rows = IndexArray<>(LengthView()),
+      .source_rows = {},
       .token_counts = IndexArray<>(buffers.extend_seq_lens),
       .pending_tokens = 0,
       .capacity = rules::saturated(rules::min(expanded.size, clipped.size)),

@@ -11,16 +11,21 @@
 
 namespace nsa_kernel {
 
-/// A request as a schedule sees it; `before` are the tokens of earlier requests. What exceeds the capacity of a ragged
-/// batch is not there.
+/// A request as a schedule sees it, if the outputs hold all of its tokens.
+template <class Batch>
+NSA_KERNEL_HOST_DEVICE rules::ScheduledRequest scheduled_whole(const Batch& batch, const rules::ScheduleRule& rule,
+                                                               const typename Batch::Request& request) {
+  return {rule.by_request() ? batch.kv(request) : batch.first_seqlen(request), batch.tokens(request)};
+}
+
+/// The same of a ragged batch whose outputs hold some of its tokens; `before` are the tokens of earlier requests.
 template <class Batch>
 NSA_KERNEL_HOST_DEVICE rules::ScheduledRequest scheduled(const Batch& batch, const rules::ScheduleRule& rule,
                                                          const typename Batch::Request& request, int32_t before) {
-  const int32_t tokens = batch.tokens(request), held = batch.ragged() ? batch.held_tokens(before, tokens) : tokens;
-  if (rule.by_request() && held == tokens) return {batch.kv(request), held};
-  const int32_t first = batch.first_seqlen(request);
-  if (!rule.by_request()) return {first, held};
-  return {held > 0 ? rules::expanded_seqlen(first, held - 1) : 0, held};
+  const rules::ScheduledRequest whole = scheduled_whole(batch, rule, request);
+  const int32_t held = batch.ragged() ? batch.held_tokens(before, whole.tokens) : whole.tokens;
+  if (held == whole.tokens || !rule.by_request()) return {whole.seqlen, held};
+  return {held > 0 ? rules::expanded_seqlen(batch.first_seqlen(request), held - 1) : 0, held};
 }
 
 /// Rows by token of a batch: their number is known to the host.

@@ -95,26 +95,11 @@ class ScheduleRule {
   template <class Splits>
   constexpr ScheduleEntry entry(const Splits& splits, const ScheduledRequest& request, int32_t b, int32_t tokens_before,
                                 int32_t offset) const {
-    int32_t row = tokens_before, divisor = 0;
-    if (by_request_) {
-      if (is_sm90_) row = saturated(int64_t{atoms_} * b);
-      divisor = is_sm90_ ? splits.of_row(request.seqlen) : split_work(request.tokens);
-    } else {
-      int32_t token = first_token(request);
-      offset = token_work_.quotient(offset);
-      for (;;) {
-        const Run run = run_from(splits, request, token);
-        divisor = run.splits;
-        const int64_t beyond = offset - int64_t{run.rows} * run.splits;
-        if (beyond < 0) break;
-        offset = static_cast<int32_t>(beyond);
-        token += run.rows;
-      }
-      row = saturating_add(row, token);
-    }
+    if (!by_request_) return entry_of_token(splits, request, tokens_before, token_work_.quotient(offset));
+    const int32_t divisor = is_sm90_ ? splits.of_row(request.seqlen) : split_work(request.tokens);
     const auto quotient = static_cast<int32_t>(static_cast<uint32_t>(offset) / static_cast<uint32_t>(divisor));
-    if (by_request_ && !is_sm90_) return {row, quotient};
-    return {saturating_add(row, quotient), offset - quotient * divisor};
+    if (!is_sm90_) return {tokens_before, quotient};
+    return {saturated(int64_t{atoms_} * b + quotient), offset - quotient * divisor};
   }
 
   /// What column 0 calls the row after the last, of a batch of so many requests and tokens.
@@ -145,6 +130,29 @@ class ScheduleRule {
   static constexpr Run run_from(const Splits& splits, const ScheduledRequest& request, int32_t token) {
     const int32_t length = expanded_seqlen(request.seqlen, token), count = splits.of_row(length);
     return {splits.run(length, count, request.tokens - token), count};
+  }
+
+  /// Rows by token: the split of this number of a request.
+  template <class Splits>
+  static constexpr ScheduleEntry entry_of_token(const Splits& splits, const ScheduledRequest& request,
+                                                int32_t tokens_before, int32_t number) {
+    int32_t token = first_token(request);
+    Run run = run_from(splits, request, token);
+    for (int64_t beyond; (beyond = number - int64_t{run.rows} * run.splits) >= 0;
+         run = run_from(splits, request, token)) {
+      number = static_cast<int32_t>(beyond);
+      token += run.rows;
+    }
+    // A division whose quotient is small: below the rows of the run.
+    int32_t step = 1;
+    while (step < run.rows - step) step *= 2;
+    for (; step > 0; step /= 2) {
+      const int64_t splits_of_step = int64_t{step} * run.splits;
+      if (splits_of_step > number) continue;
+      number -= static_cast<int32_t>(splits_of_step);
+      token += step;
+    }
+    return {saturating_add(tokens_before, token), number};
   }
 
   /// Work of one split of a row of so many tokens, as it is stored.
@@ -186,6 +194,9 @@ class TopkPlanRule {
     const int64_t above = int64_t{first} + rows - 1 - length;
     return static_cast<int32_t>(above < 0 ? 0 : above < rows ? above : rows);
   }
+
+  /// The limit where no row is longer than length(0).
+  constexpr int32_t least_limit() const { return lengths_[0] > kLeastLimit ? lengths_[0] : kLeastLimit; }
 
   /// The limit, where `above(i)` rows are longer than length(i).
   template <class RowsAbove>

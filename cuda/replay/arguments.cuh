@@ -152,7 +152,8 @@ struct ReplayArguments {
   int32_t* cache_seqlens;
   int32_t* cu_seqlens_k;
   TableRows<int32_t, typename Traits::Stride> ctx_lens_2d;
-  std::conditional_t<Traits::kSchedules, ScheduleArguments<rules::SeqlenSplits>, NoScheduleArguments> schedules;
+  [[no_unique_address]] std::conditional_t<Traits::kSchedules, ScheduleArguments<rules::SeqlenSplits>, Absent>
+      schedules;
 
   using Request = typename decltype(batch)::Request;
 

@@ -70,7 +70,7 @@ class StaticTask {
     const int32_t entries = args_.entries(lengths_);
     of_slots_ = place_ < tables.assignment.slot_warps;
     begin_ = of_slots_ ? place_ * Shape::kTaskSlots : (place_ - tables.assignment.slot_warps) * Shape::kTaskPages;
-    end_ = 0;
+    end_ = tokens_ = 0;
     // A warp past the end of its request does no more: the warps of a multiprocessor take turns.
     const uint32_t first_slot = static_cast<uint32_t>(begin_) * (of_slots_ ? 1 : tables.page_size);
     if (place_ >= tables.assignment.warps || first_slot >= static_cast<uint32_t>(entries)) return;

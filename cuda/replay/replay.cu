@@ -212,7 +212,7 @@ auto schedule_arguments(const Replay& buffers, const Batch<Traits::kCounts, type
         .topk_plan_rule = rules::TopkPlanRule(buffers.topk_plan_format.value_or(TopkPlanFormat::sglang_topk_v2_sm90)),
     };
   } else {
-    return NoScheduleArguments();
+    return Absent();
   }
 }
 
