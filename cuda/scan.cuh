@@ -106,8 +106,9 @@ __device__ Sums<N> warp_inclusive(Sums<N> sums) {
 template <int N>
 __device__ Sums<N> warp_inclusive(Sums<N> sums, int lanes) {
   const int lane = threadIdx.x % kWarp;
-#pragma unroll 1
-  for (int delta = 1; delta < lanes; delta *= 2) {
+#pragma unroll
+  for (int delta = 1; delta < kWarp; delta *= 2) {
+    if (delta >= lanes) break;
     const Sums<N> other = shuffle_up(sums, delta);
     if (lane >= delta) sums += other;
   }

@@ -113,9 +113,9 @@ __device__ void fill_schedule_of_small_batch(const Args& args, unsigned block) {
   const auto slot = static_cast<int32_t>(block * blockDim.x + threadIdx.x);
   const int32_t start = out.rule.shares(total, out.slots, out.slots_divisor).start(min(slot, out.slots));
   int b = 0;  // the first request whose work ends beyond the start
-#pragma unroll 1
-  for (int step = last > 0 ? 1 << (31 - __clz(last)) : 0; step > 0; step /= 2) {
-    if (__shfl_sync(kAllLanes, work_end, b + step - 1) <= start) b += step;
+#pragma unroll
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    if (step <= last && __shfl_sync(kAllLanes, work_end, b + step - 1) <= start) b += step;
   }
   const typename Schedule::Type before = exclusive(end);
   const int32_t work_before = __shfl_sync(kAllLanes, Schedule::work(before), b);
@@ -266,7 +266,7 @@ __device__ void fill_schedule(const Args& args) {
       int place = 0;  // the last request with no more work before it than before the slot
 #pragma unroll
       for (int step = kTile / 2; step > 0; step /= 2) {
-        if (shared.work_before[place + step] <= start) place += step;
+        if (step < tile.requests && shared.work_before[place + step] <= start) place += step;
       }
       out.store(slot, out.rule.entry(out.splits, shared.request[place], tile.begin + place, shared.tokens_before[place],
                                      start - shared.work_before[place]));

@@ -72,7 +72,8 @@ class ScheduleRule {
                              : 1),
         token_weight_(is_sm90_ ? 0 : 1),
         quad_weight_(split_ == 384 ? 8 : 0),
-        token_work_(by_request_ ? 1 : split_work(1)) {}
+        row_work_(by_request_ ? 1 : split_work(1)),
+        row_work_divisor_(row_work_) {}
 
   constexpr int32_t split() const { return split_; }
   constexpr bool by_request() const { return by_request_; }
@@ -81,13 +82,14 @@ class ScheduleRule {
   template <class Splits>
   constexpr int32_t work(const Splits& splits, const ScheduledRequest& request) const {
     if (by_request_) return saturated(int64_t{splits.of_row(request.seqlen)} * split_work(request.tokens));
+    if (request.tokens == 1) return saturated(int64_t{splits.of_row(expanded_seqlen(request.seqlen, 0))} * row_work_);
     int32_t sum = 0;
     for (int32_t token = first_token(request); token < request.tokens;) {
       const Run run = run_from(splits, request, token);
       sum = saturating_add(sum, saturated(int64_t{run.rows} * run.splits));
       token += run.rows;
     }
-    return saturated(int64_t{sum} * split_work(1));
+    return saturated(int64_t{sum} * row_work_);
   }
 
   /// The start of a slot that has `offset` of the work of request b before it, less than all of it. `tokens_before` are
@@ -95,7 +97,11 @@ class ScheduleRule {
   template <class Splits>
   constexpr ScheduleEntry entry(const Splits& splits, const ScheduledRequest& request, int32_t b, int32_t tokens_before,
                                 int32_t offset) const {
-    if (!by_request_) return entry_of_token(splits, request, tokens_before, token_work_.quotient(offset));
+    if (!by_request_) {
+      const int32_t number = row_work_ == 1 ? offset : row_work_divisor_.quotient(offset);
+      if (request.tokens == 1) return {tokens_before, number};
+      return entry_of_token(splits, request, tokens_before, number);
+    }
     const int32_t divisor = is_sm90_ ? splits.of_row(request.seqlen) : split_work(request.tokens);
     const auto quotient = static_cast<int32_t>(static_cast<uint32_t>(offset) / static_cast<uint32_t>(divisor));
     if (!is_sm90_) return {tokens_before, quotient};
@@ -166,7 +172,8 @@ class ScheduleRule {
   int32_t atoms_;
   int32_t token_weight_;
   int32_t quad_weight_;  ///< of four tokens
-  Divisor token_work_;   ///< by token: of a split of a row
+  int32_t row_work_;     ///< by token: of a split of a row
+  Divisor row_work_divisor_;
 };
 
 /// Which rows SGLang's top-k gives to clusters: those longer than a limit, of which the table says how many there may
