@@ -1,13 +1,12 @@
 """What the import costs and where it is refused. What arrays cost is a row of benchmarks/bench.py."""
 
 import importlib
-import os
 import subprocess
 import sys
 import time
 from array import array
-from pathlib import Path
 
+import processes
 import pytest
 
 
@@ -59,13 +58,7 @@ def child_of_a_subinterpreter(kind, imported_before):
 @pytest.mark.parametrize("kind", ["legacy", "isolated"])
 def test_a_subinterpreter_is_refused_and_the_main_one_goes_on(kind, imported_before):
     """An extension that refuses in its PyInit function crashes some versions of Python: python/cpython #144601."""
-    code = f"import test_import; test_import.child_of_a_subinterpreter({kind!r}, {imported_before})"
-    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    refused, called = done.stdout.splitlines()
+    refused, called = processes.run(child_of_a_subinterpreter, kind, imported_before).splitlines()
     assert refused.startswith("refused: ")
     assert "subinterpreter" in refused
     assert called == "[[8, 9], [8, 8]]"

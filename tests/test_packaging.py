@@ -11,7 +11,9 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipapp
 import zipfile
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import nsa_kernel
@@ -174,7 +176,7 @@ def drivers(tmp_path_factory):
 def chosen(tmp_path, drivers):
     """Imports the pure package between stand-ins for the binary ones, and returns what it picked or its error."""
 
-    def run(installed, *, driver=None, forced=None):
+    def run(installed, *, driver=None, forced=None, extension="_ext.py"):
         package = tmp_path / "nsa_kernel"
         package.mkdir()
         shutil.copy(ROOT / "python/nsa_kernel/_ext.py", package)
@@ -184,7 +186,7 @@ def chosen(tmp_path, drivers):
             binary = tmp_path / f"nsa_kernel_cu{major}"
             binary.mkdir()
             (binary / "__init__.py").touch()
-            (binary / "_ext.py").write_text(f"name, __version__ = 'cu{major}', '{version}'\n")
+            (binary / extension).write_text(f"name, __version__ = 'cu{major}', '{version}'\n")
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)}
         if driver:
             environment["LD_LIBRARY_PATH"] = str(drivers[driver])
@@ -248,3 +250,58 @@ def test_without_a_driver_the_newest_is_picked(chosen):
 )
 def test_what_does_not_fit_is_an_import_error_that_helps(chosen, installed, driver, forced, message):
     assert chosen(installed, driver=driver, forced=forced) == f"ImportError: nsa_kernel: {message}"
+
+
+# The extension that does not fit.
+
+OTHERS = "_ext.cpython-399-x86_64-linux-gnu.so"
+
+
+def told(folder, has, command):
+    fitting = " or ".join(f"_ext{suffix}" for suffix in EXTENSION_SUFFIXES)
+    return f"ImportError: nsa_kernel: {folder} has {has}, must be a folder with {fitting}; run: {command}"
+
+
+def import_error(*arguments, cwd=None, **environment):
+    """The last line of what Python prints for the arguments."""
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": ""} | environment
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stdout
+    return done.stderr.splitlines()[-1]
+
+
+@pytest.fixture
+def built_for_another(tmp_path):
+    """A folder with a package that another Python built."""
+    package = tmp_path / "site" / "nsa_kernel"
+    shutil.copytree(ROOT / "python/nsa_kernel", package)
+    (package / OTHERS).touch()
+    (package / "_ext.pyi").touch()
+    return package.parent
+
+
+def test_a_build_for_another_python_is_told_from_none(built_for_another):
+    said = import_error("-S", "-c", "import nsa_kernel", PYTHONPATH=str(built_for_another))
+    command = f"{sys.executable} -m pip install . in a checkout of nsa-kernel"
+    assert said == told(built_for_another / "nsa_kernel", OTHERS, command)
+
+
+def test_a_distribution_for_another_python_is_told_from_none(chosen, tmp_path):
+    said = chosen({13: HERE}, extension=OTHERS)
+    assert said == told(tmp_path / "nsa_kernel_cu13", OTHERS, 'pip install "nsa-kernel[cu13]==1.2.3"')
+
+
+def test_the_folder_of_the_sources_says_how_to_build():
+    said = import_error("-c", "import nsa_kernel", cwd=ROOT / "python")
+    command = f"{sys.executable} -m pip install {ROOT}, and import outside {ROOT}/python"
+    assert said == told(ROOT / "python" / "nsa_kernel", "no extension", command)
+
+
+def test_an_archive_says_how_to_extract_it(built_for_another, tmp_path):
+    (built_for_another / "__main__.py").write_text("import nsa_kernel\n")
+    archive = tmp_path / "app.pyz"
+    zipapp.create_archive(built_for_another, archive)
+    command = f"{sys.executable} -m zipfile --extract {archive} FOLDER, and import from FOLDER"
+    assert import_error(archive) == told(archive / "nsa_kernel", OTHERS, command)

@@ -12,9 +12,7 @@ import importlib.util
 import inspect
 import itertools
 import logging
-import os
 import random
-import subprocess
 import sys
 import types
 import weakref

@@ -1,15 +1,14 @@
-"""Stands in for the extension where this package holds none, and picks one of the installed nsa-kernel-cuXX.
+"""Stands in for the extension where Python finds none in this folder, and picks one of the installed nsa-kernel-cuXX.
 
-A build from source puts the compiled `_ext` beside this file, and Python then never reads this one.
+A build from source puts the compiled `_ext` beside this file, and a Python that it fits never reads this one.
 """
 
 import importlib
-import importlib.util
 import os
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
-
-from ._version import __version__
 
 CUDA_MAJORS = (12, 13)
 
@@ -26,9 +25,45 @@ def driver_major() -> int | None:
     return version.value // 1000 if status == 0 else None
 
 
+def version() -> str:
+    """The version of a package released without an extension. One that was built has no version but the extension's."""
+    try:
+        return str(importlib.import_module("._version", __package__).__version__)
+    except ModuleNotFoundError:
+        raise ImportError(f"nsa_kernel: {misfit(__package__)}; run: {build_command()}") from None
+
+
+def misfit(package: str) -> str:
+    """What the folder of a package has, and what this Python looked for in it."""
+    from importlib.machinery import EXTENSION_SUFFIXES  # noqa: PLC0415 (only a failure needs these)
+    from importlib.resources import files  # noqa: PLC0415
+
+    folder = files(package)
+    there = sorted(entry.name for entry in folder.iterdir() if entry.name.startswith("_ext.") and ".so" in entry.name)
+    wanted = " or ".join(f"_ext{suffix}" for suffix in EXTENSION_SUFFIXES)
+    return f"{str(folder).rstrip('/')} has {' and '.join(there) or 'no extension'}, must be a folder with {wanted}"
+
+
+def build_command() -> str:
+    """How to get the extension into this folder, or a folder that has it."""
+    folder = Path(__file__).parent
+    if not folder.is_dir():
+        archive = next(parent for parent in folder.parents if parent.is_file())
+        return f"{sys.executable} -m zipfile --extract {archive} FOLDER, and import from FOLDER"
+    checkout = folder.parents[1]
+    if (checkout / "CMakeLists.txt").is_file():
+        return f"{sys.executable} -m pip install {checkout}, and import outside {folder.parent}"
+    return f"{sys.executable} -m pip install . in a checkout of nsa-kernel"
+
+
+def package_of(major: int) -> str:
+    """The package that nsa-kernel-cuXX installs."""
+    return f"nsa_kernel_cu{major}"
+
+
 def pip_command(major: int) -> str:
     """How to install the extension for this CUDA."""
-    return f'pip install "nsa-kernel[cu{major}]=={__version__}"'
+    return f'pip install "nsa-kernel[cu{major}]=={version()}"'
 
 
 def choose(installed: list[int], forced: str | None) -> int:
@@ -48,27 +83,27 @@ def choose(installed: list[int], forced: str | None) -> int:
     driver = driver_major()
     if not installed:
         wanted = CUDA_MAJORS[0] if driver and driver <= CUDA_MAJORS[0] else CUDA_MAJORS[-1]
-        raise ImportError("nsa_kernel: no extension is installed; run: " + pip_command(wanted))
+        unfit = " and ".join(misfit(package) for package in map(package_of, CUDA_MAJORS) if find_spec(package))
+        raise ImportError(f"nsa_kernel: {unfit or 'no extension is installed'}; run: {pip_command(wanted)}")
     if driver is None:
         return installed[-1]
     return max((major for major in installed if major <= driver), default=installed[0])
 
 
 def is_installed(major: int) -> bool:
-    """Whether the extension for this CUDA is there."""
-    try:
-        return importlib.util.find_spec(f"nsa_kernel_cu{major}._ext") is not None
-    except ModuleNotFoundError:
-        return False
+    """Whether there is an extension for this CUDA and this Python."""
+    package = package_of(major)
+    return find_spec(package) is not None and find_spec(f"{package}._ext") is not None
 
 
 def load() -> ModuleType:
     """Imports the chosen extension, which must be of this very version."""
+    ours = version()
     major = choose([major for major in CUDA_MAJORS if is_installed(major)], os.environ.get("NSA_KERNEL_CUDA_MAJOR"))
-    extension = importlib.import_module(f"nsa_kernel_cu{major}._ext")
-    if extension.__version__ != __version__:
+    extension = importlib.import_module(f"{package_of(major)}._ext")
+    if extension.__version__ != ours:
         raise ImportError(
-            f"nsa_kernel: nsa-kernel-cu{major} is version {extension.__version__}, must be {__version__}; run: "
+            f"nsa_kernel: nsa-kernel-cu{major} is version {extension.__version__}, must be {ours}; run: "
             + pip_command(major)
         )
     return extension
