@@ -5,18 +5,10 @@ import importlib.metadata
 import platform
 import re
 import subprocess
-from pathlib import Path
 
 import nsa_kernel
 import torch
-
-
-def _cpu() -> str:
-    try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
+from nsa_kernel.tools.devices import cpu_name
 
 
 def _driver() -> str | None:
@@ -50,7 +42,7 @@ def environment(device: str) -> dict[str, str | int | None]:
         "triton": _version("triton"),
         "numpy": _version("numpy"),
         "python": platform.python_version(),
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "system": f"{platform.system()} {platform.release()}",
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     }

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import pty
 import re
 import runpy
 import subprocess
@@ -13,6 +14,8 @@ from pathlib import Path
 import nsa_kernel
 import processes
 import pytest
+from nsa_kernel.tools import devices
+from nsa_kernel.tools.output import table
 
 
 def run(*arguments, gpu=True):
@@ -51,9 +54,33 @@ def test_info_for_people_says_what_and_why_not(gpu):
     info = json.loads(output("info", "--json", gpu=gpu))
     assert info["version"] in text
     assert info["backend"] in text
-    assert info.get("reason", "") in text
+    assert info.get("reason", "").rpartition("; ")[2] in text
     for device in info["devices"]:
         assert device["name"] in text
+
+
+@pytest.mark.parametrize("command", ["info", "demo", "selftest"])
+def test_a_missing_driver_is_told_in_plain_words(command):
+    """CUDA's own words for it are about versions."""
+    if "no NVIDIA driver was found" not in nsa_kernel.get_kernel_info().get("reason", ""):
+        pytest.skip("a driver is here, or no code that needs one")
+    text = output(command)
+    assert re.search(r"(: |\s|, )no NVIDIA driver was found$", text, re.MULTILINE)
+    assert "insufficient" not in text
+
+
+@pytest.mark.parametrize(
+    ("known", "told"),
+    [
+        ({"reason": "cudaErrorInsufficientDriver: version; no NVIDIA driver was found"}, "no NVIDIA driver was found"),
+        ({"reason": "cudaErrorNoDevice: none; the driver supports CUDA 12.4"}, None),
+        ({"reason": "this build has no CUDA code"}, None),
+        ({}, ""),
+    ],
+)
+def test_why_no_gpu_can_be_used(monkeypatch, known, told):
+    monkeypatch.setattr(devices, "get_kernel_info", lambda: known)
+    assert devices.reason() == (known["reason"] if told is None else told)
 
 
 def test_demo_shows_both_ops(gpu):
@@ -105,3 +132,91 @@ def test_an_unknown_command_is_refused():
     done = run("-m", "nsa_kernel", "dance")
     assert done.returncode == 2
     assert "dance" in done.stderr
+
+
+def test_the_version_is_told():
+    assert output("--version") == f"nsa_kernel {nsa_kernel.__version__}\n"
+
+
+def test_bench_names_the_cpu_and_aligns_its_columns():
+    first, *lines = output("bench", "--device", "cpu", "--rounds", "1").splitlines()
+    assert first == f"{devices.cpu_name()}: microseconds, median of 1 rounds"
+    assert devices.cpu_name() not in ("", "x86_64")
+    heads = [line for line in lines if line.endswith("quarter points")]
+    rows = [line for line in lines if " to " in line and not line.startswith("replay")]
+    assert len(set(heads)) == 1
+    assert len(rows) == len([line for line in lines if line]) - 2 * len(heads)
+    for row in rows:
+        assert len(row) == len(heads[0])
+        assert re.fullmatch(r" *[0-9.]+", row[: heads[0].index("host") + len("host")][-8:])
+
+
+def test_columns_stand_under_their_heads(capsys):
+    table([["a", 1, 22], ["bb", 333, 4]], ["name", "n", "m"])
+    assert capsys.readouterr().out.splitlines() == ["name    n   m", "a       1  22", "bb    333   4"]
+    table([["a", "1 2"], ["bb", "3"]], left=2)
+    assert capsys.readouterr().out.splitlines() == ["a   1 2", "bb  3"]
+
+
+# Pipes and terminals.
+
+
+@pytest.mark.parametrize("command", ["info", "demo", "--help"])
+def test_a_reader_that_leaves_is_no_error(command):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        command = [sys.executable, "-m", "nsa_kernel", command]
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, check=False, timeout=300)
+    assert done.stderr == ""
+    assert done.returncode < 0  # as every command that writes to a closed pipe
+
+
+def on_a_terminal(*arguments, **environment):
+    """What a terminal shows."""
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "200"} | environment
+    with subprocess.Popen(
+        [sys.executable, "-m", "nsa_kernel", *arguments], stdout=theirs, stderr=theirs, env=environment
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # what the end of a terminal is on Linux
+            while more := os.read(ours, 1 << 16):
+                shown += more
+    os.close(ours)
+    assert process.returncode == 0, shown
+    return shown.decode().replace("\r\n", "\n")
+
+
+def plain(text):
+    """Words and numbers, without frames, colours and progress."""
+    return re.sub(r"\x1b\[[0-9;]*m|[─\s]+", " ", re.sub(r"\r\x1b\[K[^\x1b\n]*", "", text)).split()
+
+
+@pytest.fixture
+def without_rich(tmp_path):
+    (tmp_path / "rich").mkdir()
+    (tmp_path / "rich" / "__init__.py").write_text("raise ImportError('hidden')\n")
+    return os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+@pytest.mark.parametrize("command", ["info", "demo"])
+def test_a_terminal_without_rich_shows_what_a_pipe_gets(command, without_rich):
+    assert on_a_terminal(command, PYTHONPATH=without_rich) == output(command)
+
+
+@pytest.mark.parametrize("command", ["info", "demo"])
+def test_a_terminal_with_rich_shows_the_same_in_colours(command):
+    pytest.importorskip("rich")
+    shown = on_a_terminal(command)
+    assert "\x1b[" in shown
+    assert plain(shown) == output(command).split()
+    assert "\x1b[3" not in on_a_terminal(command, NO_COLOR="1")
+
+
+@pytest.mark.parametrize("command", [["bench", "--device", "cpu", "--rounds", "1"], ["selftest"]])
+def test_long_work_shows_how_far_it_is(command, without_rich):
+    shown = on_a_terminal(*command, PYTHONPATH=without_rich)
+    assert re.search(r"\r\x1b\[K(1 of 5: draft_extend|cpu: \d+ runs)", shown)
+    assert "\r\x1b[K\n" in shown or "\r\x1b[Kcpu: ok" in shown

@@ -2,12 +2,15 @@
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import _ext, get_kernel_info
+from . import __version__, _ext, get_kernel_info
 from .tools import benchmark, demo, verify
+from .tools.devices import reason
+from .tools.output import table
 
 # Headers, library and CMake package lie beside the extension, which may be another distribution's.
 INSTALLED = Path(_ext.__file__).parent
@@ -22,13 +25,13 @@ COMMANDS = {
 }
 
 
-def info_text() -> str:
-    """What `get_kernel_info` returns, for people."""
+def show_info() -> None:
+    """Prints what `get_kernel_info` returns, for people."""
     info = get_kernel_info()
     lines = [
         ("version", info["version"]),
         ("backend", info["backend"]),
-        *([] if info["available"] else [("no GPU", info["reason"])]),
+        *([] if info["available"] else [("no GPU", reason())]),
         ("CUDA", info["cuda_version"] or "none"),
         ("architectures", " ".join(info["architectures"]) or "none"),
     ]
@@ -40,12 +43,13 @@ def info_text() -> str:
     for name, how in info["variants"].items():
         lines.append((name, f"{how} (default)" if name == info["default"] else how))
     lines.append(("extension", _ext.__file__))
-    return "\n".join(f"{name:<15}{value}" for name, value in lines)
+    table(lines, left=2)
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     """Reads the arguments of every command but `bench`, which reads its own."""
     parser = argparse.ArgumentParser(prog="python -m nsa_kernel", description="Metadata for native sparse attention.")
+    parser.add_argument("--version", action="version", version=f"nsa_kernel {__version__}")
     folders = parser.add_mutually_exclusive_group()
     folders.add_argument("--cmake-dir", action="store_true", help="print the folder of nsa_kernel-config.cmake")
     folders.add_argument("--include-dir", action="store_true", help="print the folder of the C++ headers")
@@ -68,7 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif options.include_dir:
         print(INCLUDE_DIR)
     elif options.command == "info":
-        print(json.dumps(get_kernel_info(), indent=2) if options.json else info_text())
+        if options.json:
+            print(json.dumps(get_kernel_info(), indent=2))
+        else:
+            show_info()
     elif options.command == "demo":
         demo.run()
     elif options.command == "selftest":
@@ -79,4 +86,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the reader of a pipe may leave, as head does
     sys.exit(main())

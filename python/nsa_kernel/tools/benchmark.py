@@ -10,7 +10,6 @@ import gc
 import importlib
 import json
 import math
-import platform
 import random
 import statistics
 import time
@@ -27,10 +26,11 @@ from .. import (
     fill_draft_extend_metadata,
     fill_draft_extend_metadata_cuda,
     fill_replay_metadata,
-    get_kernel_info,
     is_cuda_kernel_available,
 )
 from .._ext import launch_empty_kernel
+from .devices import cpu_name, reason
+from .output import progress, say, table
 
 __all__ = [
     "Spread",
@@ -184,12 +184,12 @@ class _Machine:
             self.torch = None
         can_use_cuda = self.torch is not None and self.torch.cuda.is_available() and is_cuda_kernel_available()
         if device == "cuda" and not can_use_cuda:
-            raise SystemExit(f"bench: no CUDA device can be used: {get_kernel_info().get('reason', 'torch sees none')}")
+            raise SystemExit(f"bench: no CUDA device can be used: {reason() or 'torch sees none'}")
         self.cuda = can_use_cuda if device is None else device == "cuda"
 
     @property
     def name(self) -> str:
-        return str(self.torch.cuda.get_device_name()) if self.cuda else platform.processor() or platform.machine()
+        return str(self.torch.cuda.get_device_name()) if self.cuda else cpu_name()
 
     def array(self, values: Iterable[int]) -> Any:
         if self.torch is None:
@@ -217,7 +217,7 @@ def _draft_extend_calls(machine: _Machine, bs: int) -> dict[str, Call]:
     outputs = [machine.array([0] * bs * TOKENS) for _ in range(2)]
     arguments = (machine.array(q), machine.array(k), TOPK, *outputs)
     return {
-        "never-waiting call": partial(fill_draft_extend_metadata, *arguments),
+        "asynchronous call": partial(fill_draft_extend_metadata, *arguments),
         "plan.run": DraftExtendPlan(*arguments).run,
         "call that returns the count": partial(fill_draft_extend_metadata_cuda, *arguments),
     }
@@ -242,7 +242,7 @@ def _replay_calls(machine: _Machine) -> dict[str, Call]:
         "real_page_table": machine.table(rows, REPLAY_KV // PAGE_SIZE),
     }
     return {
-        "never-waiting call": partial(fill_replay_metadata, "draft_extend", **arguments),
+        "asynchronous call": partial(fill_replay_metadata, "draft_extend", **arguments),
         "plan.run": ReplayPlan("draft_extend", **arguments).run,
     }
 
@@ -266,14 +266,17 @@ def _measure(machine: _Machine, calls: dict[str, Call], rounds: int) -> list[dic
     ]
 
 
-def _line(row: str, host: str, device: str) -> str:
-    return f"  {row:<30}{host:>24}{device:>24}"
+def _times(spread: dict[str, Any] | None) -> list[str]:
+    return [] if spread is None else [f"{spread['median']:8.2f}", f"{spread['low']:8.2f} to {spread['high']:8.2f}"]
 
 
-def _text(time_us: dict[str, Any] | None) -> str:
-    if time_us is None:
-        return ""
-    return f"{time_us['median']:.2f}  ({time_us['low']:.2f}-{time_us['high']:.2f})"
+def _show(name: str, rows: list[dict[str, Any]], cuda: bool) -> None:
+    """Prints the rows of one case; those without a time in a graph leave it out."""
+    header = ["", "host", "quarter points", *(["in a graph", "quarter points"] if cuda else [])]
+    lines = [[f"{row['row']:<28}", *_times(row["host_us"]), *_times(row["device_us"])] for row in rows]
+    say()
+    say(name, "bold")
+    table([line + [""] * (len(header) - len(line)) for line in lines], header)
 
 
 def round_count(text: str) -> int:
@@ -293,16 +296,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     machine = _Machine(options.device)
     cases: dict[str, dict[str, Call]] = {
-        f"draft_extend, {bs} requests": _draft_extend_calls(machine, bs) for bs in BATCH_SIZES
+        f"draft_extend, bs {bs}": _draft_extend_calls(machine, bs) for bs in BATCH_SIZES
     }
-    cases[f"replay, {REPLAY_REQUESTS} requests of {TOKENS} tokens, kv up to {REPLAY_KV}"] = _replay_calls(machine)
-    results = {name: _measure(machine, calls, options.rounds) for name, calls in cases.items()}
+    cases[f"replay, bs {REPLAY_REQUESTS}, {TOKENS} tokens each, kv up to {REPLAY_KV}"] = _replay_calls(machine)
+    if not options.json:
+        say(f"{machine.name}: microseconds, median of {options.rounds} rounds", "bold")
+    results: dict[str, list[dict[str, Any]]] = {}
+    for name, calls in cases.items():
+        progress(f"{len(results) + 1} of {len(cases)}: {name}")
+        results[name] = _measure(machine, calls, options.rounds)
+        progress()
+        if not options.json:
+            _show(name, results[name], machine.cuda)
     if options.json:
         print(json.dumps({"device": machine.name, "cuda": machine.cuda, "cases": results}, indent=2))
-        return 0
-    print(f"{machine.name}: microseconds, median of {options.rounds} rounds (quarter points)")
-    for name, rows in results.items():
-        print(f"\n{name}\n{_line('', 'host', 'device, in a graph' if machine.cuda else '')}")
-        for row in rows:
-            print(_line(row["row"], _text(row["host_us"]), _text(row["device_us"])).rstrip())
     return 0

@@ -1,11 +1,12 @@
 """`python -m nsa_kernel demo`: both ops on a small batch, printed as tables."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import nsa_kernel
 
 from .devices import Device, cpu, gpus
+from .output import say, table
 
 EXTEND_SEQ_LENS, SEQ_LENS, TOPK = [2, 3], [10, 15], 12
 TOKENS = sum(EXTEND_SEQ_LENS)
@@ -17,9 +18,9 @@ def run() -> None:
     """Prints the demo, on the first GPU that can be used, on the CPU otherwise."""
     usable, unusable = gpus()
     device = usable[0] if usable else cpu()
-    print(f"nsa_kernel {nsa_kernel.__version__} on {device.name}")
+    say(f"nsa_kernel {nsa_kernel.__version__} on {device.name}", "bold")
     for name, why in unusable.items():
-        print(f"{name} is not used: {why}")
+        say(f"{name} is not used: {why}", "yellow")
     with device.current:
         draft_extend(device)
         replay(device)
@@ -30,14 +31,18 @@ def draft_extend(device: Device) -> None:
     q, k = device.array(EXTEND_SEQ_LENS), device.array(SEQ_LENS)
     expanded, clipped = (device.full([TOKENS], UNTOUCHED) for _ in range(2))
     num_tokens = nsa_kernel.fill_draft_extend_metadata_cuda(q, k, TOPK, expanded, clipped)
-    print(f"\ndraft_extend: extend_seq_lens {_row(q)}, seq_lens {_row(k)}, nsa_index_topk {TOPK}\n")
+    say()
+    say(f"draft_extend: extend_seq_lens {_row(q)}, seq_lens {_row(k)}, nsa_index_topk {TOPK}", "bold")
+    say()
     tokens = [(b, j) for b, count in enumerate(EXTEND_SEQ_LENS) for j in range(count)]
     lengths = zip(expanded.tolist(), clipped.tolist(), strict=True)
-    _print_table(
-        ["request", "token", "seqlens_expanded", "nsa_cache_seqlens"],
+    table(
         [[*token, *length] for token, length in zip(tokens, lengths, strict=True)],
+        ["request", "token", "seqlens_expanded", "nsa_cache_seqlens"],
+        left=0,
     )
-    print(f"\n  {num_tokens} tokens")
+    say()
+    say(f"{num_tokens} tokens")
 
 
 def replay(device: Device) -> None:
@@ -61,11 +66,12 @@ def replay(device: Device) -> None:
         real_page_table=pages,
         **outputs,
     )
-    print(f"\nreplay: the same batch in one launch, with pages of {PAGE_SIZE} slots; - is left as it was\n")
-    for name, values in outputs.items():
-        print(f"  {name:<18}{_row(values)}")
-    for token, row in enumerate(pages.tolist()):
-        print(f"  {'' if token else 'real_page_table':<18}{_words(row)}")
+    say()
+    say(f"replay: the same batch in one launch, with pages of {PAGE_SIZE} slots; - is left unmodified", "bold")
+    say()
+    rows = [[name, _row(values)] for name, values in outputs.items()]
+    rows += [["" if token else "real_page_table", _words(row)] for token, row in enumerate(pages.tolist())]
+    table(rows, left=2)
 
 
 def _row(values: Any) -> str:
@@ -74,8 +80,3 @@ def _row(values: Any) -> str:
 
 def _words(values: Iterable[int]) -> str:
     return " ".join("-" if value == UNTOUCHED else str(value) for value in values)
-
-
-def _print_table(header: Sequence[str], rows: Iterable[Sequence[int]]) -> None:
-    for cells in (header, *rows):
-        print("  " + "  ".join(f"{cell:>{len(name)}}" for cell, name in zip(cells, header, strict=True)))

@@ -3,14 +3,18 @@
 import contextlib
 import importlib
 import math
+import platform
+import re
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .. import get_kernel_info
 
 FRAMEWORKS = ("torch", "cupy")
+NO_DRIVER = "no NVIDIA driver was found"
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,26 @@ def cpu() -> Device:
     )
 
 
+def cpu_name() -> str:
+    """The model of the CPU."""
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def reason() -> str:
+    """Why no GPU can be used, without what CUDA calls a missing driver; empty where one can."""
+    told = str(get_kernel_info().get("reason", ""))
+    return NO_DRIVER if NO_DRIVER in told else told
+
+
 def gpus() -> tuple[list[Device], dict[str, str]]:
     """The GPUs that can be used; and by name, why another, or CUDA as a whole, cannot."""
     info = get_kernel_info()
     if not info["devices"]:
-        return [], {"cuda": info["reason"]}
+        return [], {"cuda": reason()}
     framework = _framework() if info["available"] else None
     usable: list[Device] = []
     unusable: dict[str, str] = {}

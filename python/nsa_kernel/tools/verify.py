@@ -9,6 +9,7 @@ from typing import Any
 import nsa_kernel
 
 from .devices import Device, cpu, gpus
+from .output import progress, say
 
 MAX_STORED = 2**31 - 1
 POISON = -77  # what an output holds before, and what stays where nothing may be written
@@ -32,11 +33,12 @@ def run() -> int:
     for device in (cpu(), *usable):
         runs, wrong = _runs_on(device)
         failed = failed or bool(wrong)
-        print(f"{device.name}: {'FAILED' if wrong else 'ok'}, {runs} runs, {len(wrong)} wrong")
+        outcome, style = ("FAILED", "bold red") if wrong else ("ok", "green")
+        say(f"{device.name}: {outcome}, {runs} runs, {len(wrong)} wrong", style)
         for line in wrong[:MOST_TOLD]:
-            print(f"  {line}")
+            say(f"  {line}")
     for name, why in unusable.items():
-        print(f"{name}: not tested, {why}")
+        say(f"{name}: not tested, {why}", "yellow")
     return 1 if failed else 0
 
 
@@ -46,10 +48,12 @@ def _runs_on(device: Device) -> tuple[int, list[str]]:
         with device.current:
             for what, wrong in chain(draft_extend_runs(device), replay_runs(device)):
                 runs += 1
+                progress(f"{device.name}: {runs} runs, {what}")
                 if wrong:
                     all_wrong.append(f"{what}: {wrong}")
     except RuntimeError as error:  # a failure of CUDA, after which the device is of no more use
         all_wrong.append(str(error))
+    progress()
     return runs, all_wrong
 
 
