@@ -27,6 +27,12 @@ def test_the_readme_is_short_and_has_blocks():
     assert len(README.read_text().splitlines()) <= 150
 
 
+def test_no_release_is_offered_before_there_is_one():
+    changes = README.with_name("CHANGELOG.md").read_text()
+    if "] - unreleased" in changes.partition("## [")[2] and changes.count("## [") == 1:
+        assert not re.search(r"^ {4}pip install .*nsa-kernel", README.read_text(), re.MULTILINE)
+
+
 @pytest.mark.parametrize(("code", "expected"), blocks(), ids=lambda value: (value or "").strip().split("\n")[0][:40])
 def test_a_block_runs(code, expected, tmp_path):
     if "cuda" in code.lower() and not torch.cuda.is_available():
