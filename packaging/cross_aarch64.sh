@@ -1,37 +1,35 @@
 #!/bin/bash
-# Compiles and links the library and the extension for aarch64 on another machine, and shows what came out.
-# Needs Debian's g++-aarch64-linux-gnu and a Python of at least 3.12; nothing is run.
+# Builds the CUDA 13 wheel for aarch64 on another machine, into build/aarch64/wheelhouse, with the pure package beside it.
+# Needs Debian's g++-aarch64-linux-gnu and a Python of at least 3.12; nothing of it is run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=$PWD/build/aarch64
 python=${PYTHON:-python3}
+tools=$work/tools/bin
+compiler=aarch64-linux-gnu-g++
 
-rm -rf "$work"
+rm -rf "$work"/{tools,cuda,cuda.packages,target,build,raw,wheelhouse}
 mkdir -p "$work"
 "$python" -m venv "$work/tools"
-"$work/tools/bin/pip" --quiet install cmake ninja nanobind
-PYTHON=$work/tools/bin/python packaging/toolkit.sh 13 "$work/cuda"
+"$tools/pip" --quiet install 'pip>=25.1'
+"$tools/pip" --quiet install --group packaging cmake ninja nanobind scikit-build-core
+PYTHON=$tools/python packaging/toolkit.sh 13 "$work/cuda"
 
 # The compiler is this machine's; headers and the runtime to link are aarch64's.
-"$work/tools/bin/pip" --quiet install --no-deps --only-binary=:all: --platform manylinux2014_aarch64 \
+"$tools/pip" --quiet install --no-deps --only-binary=:all: --platform manylinux2014_aarch64 \
   --target "$work/target" 'cuda-toolkit==13.0.*' nvidia-cuda-{cccl,crt,nvcc,runtime}==13.0.*
 mkdir "$work/cuda/targets"
 ln -s "$work/target/nvidia/cu13" "$work/cuda/targets/sbsa-linux"
 
-PATH=$work/tools/bin:$PATH CUDA_HOME=$work/cuda CXX=aarch64-linux-gnu-g++ CUDAHOSTCXX=aarch64-linux-gnu-g++ cmake \
-  -S . -B "$work/build" -G Ninja \
-  -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_FIND_ROOT_PATH=/usr/aarch64-linux-gnu \
-  -DCMAKE_CUDA_FLAGS="--target-directory sbsa-linux" \
-  -DNSA_KERNEL_PYTHON=ON -DSKBUILD_PROJECT_NAME=nsa_kernel_cu13 -DSKBUILD_SOABI=abi3 \
-  -DPython_EXECUTABLE="$work/tools/bin/python" \
-  -DPython_INCLUDE_DIR="$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')" \
-  -DPython_SABI_LIBRARY=/dev/null \
-  -Dnanobind_DIR="$("$work/tools/bin/python" -m nanobind --cmake_dir)"
-"$work/tools/bin/cmake" --build "$work/build"
-
-cd "$work/build"
-for file in _ext*.so; do
-  aarch64-linux-gnu-readelf --file-header --dynamic "$file" | grep -E 'Class|Type|Machine|NEEDED'
-  aarch64-linux-gnu-objdump --dynamic-syms "$file" | grep -o 'GLIBC[XX]*_[0-9.]*' | sort -uV | tr '\n' ' '
-done
-aarch64-linux-gnu-objdump --file-headers libnsa_kernel.a | grep 'file format' | sort | uniq -c
+defines=(
+  CMAKE_SYSTEM_NAME=Linux CMAKE_SYSTEM_PROCESSOR=aarch64 CMAKE_FIND_ROOT_PATH=/usr/aarch64-linux-gnu
+  CMAKE_CUDA_FLAGS="--target-directory sbsa-linux"
+  SKBUILD_SOABI=abi3 Python_SABI_LIBRARY=/dev/null
+  CMAKE_CXX_CREATE_SHARED_MODULE="$PWD/packaging/link.sh $tools/python $compiler <LANGUAGE_COMPILE_FLAGS> <LINK_FLAGS> -shared -o <TARGET> <OBJECTS> <LINK_LIBRARIES>"
+)
+PATH=$tools:$PATH CUDA_HOME=$work/cuda CXX=$compiler CUDAHOSTCXX=$compiler _PYTHON_HOST_PLATFORM=linux-aarch64 \
+  "$tools/pip" --quiet wheel --no-deps --no-build-isolation --wheel-dir "$work/raw" packaging/cu13 \
+  --config-settings build-dir="$work/build" "${defines[@]/#/--config-settings=cmake.define.}"
+PATH=$tools:$PATH auditwheel repair --zip-compression-level 9 --plat manylinux_2_28_aarch64 --only-plat \
+  --wheel-dir "$work/wheelhouse" "$work"/raw/*.whl
+packaging/pure.sh "$tools/python" "$work/wheelhouse"

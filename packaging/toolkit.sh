@@ -1,5 +1,5 @@
 #!/bin/bash
-# Puts a CUDA compiler into FOLDER: toolkit.sh 12|13 FOLDER. Builds then find it through CUDA_HOME=FOLDER.
+# Puts a CUDA compiler into FOLDER, unless there is one: toolkit.sh 12|13 FOLDER. Builds then find it through CUDA_HOME=FOLDER.
 # CUDA 13 comes from the Python package index; CUDA 12.9 from NVIDIA's repository for the distribution of manylinux_2_28,
 # or, where there is no dnf, 12.4 from Debian's packages: a GB is fetched, 160 MB are kept, nothing is installed.
 set -euo pipefail
@@ -53,6 +53,7 @@ from_python_index() {
 }
 
 case $major in
+  12 | 13) [ ! -x "$folder/bin/nvcc" ] || exit 0 ;;&
   12) if command -v dnf >/dev/null; then from_nvidia; else from_debian; fi ;;
   13) from_python_index ;;
   *)

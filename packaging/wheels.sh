@@ -5,6 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=$PWD/build/wheels
+toolkits=$PWD/build/toolkits # kept: one of them is a GB to fetch
 out=$PWD/wheelhouse
 platform=manylinux_2_28_$(uname -m)
 
@@ -20,7 +21,7 @@ find_python() {
 }
 
 rm -rf "$work" "$out"
-mkdir -p "$work" "$out"
+mkdir -p "$work" "$toolkits" "$out"
 python3 -m venv "$work/tools"
 tools=$work/tools/bin
 "$tools/pip" --quiet install 'pip>=25.1'
@@ -28,26 +29,17 @@ tools=$work/tools/bin
 
 for major in 12 13; do
   echo "== toolkit of CUDA $major"
-  PYTHON=$tools/python packaging/toolkit.sh "$major" "$work/cuda$major"
+  PYTHON=$tools/python packaging/toolkit.sh "$major" "$toolkits/$major"
 done
 
-# The link alone decides which glibc a library needs: zig's linker has the symbols of an older one than this machine's.
-# The C++ library goes in whole, since this machine's shared one is newer than manylinux_2_28 allows. What unwinds stacks
-# must be the process's own, or the end of a thread could not go through the extension.
-cat > "$work/link" <<LINK
-#!/bin/bash
-exec "$tools/python" -m ziglang cc -target $(uname -m)-linux-gnu.2.28 "\$@" \
-  "$(g++ -print-file-name=libstdc++.a)" "$(g++ -print-file-name=libgcc_s.so.1)"
-LINK
-chmod +x "$work/link"
-link_rule="$work/link <LANGUAGE_COMPILE_FLAGS> <LINK_FLAGS> -shared -o <TARGET> <OBJECTS> <LINK_LIBRARIES>"
+link_rule="$PWD/packaging/link.sh $tools/python g++ <LANGUAGE_COMPILE_FLAGS> <LINK_FLAGS> -shared -o <TARGET> <OBJECTS> <LINK_LIBRARIES>"
 
 for version in 3.11 3.12; do
   python=$(find_python "$version") || { echo "== no Python $version here: no wheel for it"; continue; }
   "$python" -m venv "$work/build-$version"
   for major in 12 13; do
     echo "== wheel of CUDA $major with Python $version"
-    CUDA_HOME=$work/cuda$major "$work/build-$version/bin/python" -m pip --quiet wheel --no-deps --wheel-dir "$work/raw" \
+    CUDA_HOME=$toolkits/$major "$work/build-$version/bin/python" -m pip --quiet wheel --no-deps --wheel-dir "$work/raw" \
       "packaging/cu$major" --config-settings "cmake.define.CMAKE_CXX_CREATE_SHARED_MODULE=$link_rule"
   done
 done
@@ -59,7 +51,7 @@ packaging/pure.sh "$tools/python" "$out"
 echo "== checks"
 packaging/check_wheels.sh "$tools" "$out"
 
-export NSA_KERNEL_TOOLKITS="$work/cuda12 $work/cuda13"
+export NSA_KERNEL_TOOLKITS="$toolkits/12 $toolkits/13"
 for version in 3.11 3.12 3.13 3.14; do
   python=$(find_python "$version") || { echo "== no Python $version here: not tested with it"; continue; }
   "$python" -m venv "$work/test-$version"

@@ -1,0 +1,56 @@
+#!/bin/bash
+# Runs the aarch64 wheel under emulation: selftest, the C++ consumer and the test suite, each file for as long as LIMIT (seconds) allows.
+# Needs Debian and user namespaces; a root file system and qemu from Debian's packages lie in build/aarch64, nothing is installed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+work=$PWD/build/aarch64
+root=$work/root
+limit=${LIMIT:-900}
+
+if [ ! -e "$root/usr/bin/python3" ]; then
+  mkdir -p "$work"/{packages,qemu,root}
+  packaging/trixie.sh "$work/apt" arm64 install --download-only bash coreutils dash g++ make python3
+  for package in "$work"/apt/cache/archives/*.deb; do
+    dpkg -x "$package" "$root"
+  done
+  (cd "$work/packages" && ../../../packaging/trixie.sh "$work/host" "$(dpkg --print-architecture)" download qemu-user)
+  dpkg -x "$work"/packages/qemu-user_*.deb "$work/qemu"
+fi
+
+if [ ! -e "$root/site/torch" ]; then
+  "$work/tools/bin/pip" --quiet install --target "$root/site" --only-binary=:all: --implementation cp --python-version 3.13 \
+    --abi={cp313,abi3,none} --platform=manylinux{_2_{28,27,26,24,17},2014}_aarch64 \
+    cmake hypothesis numpy pytest torch==2.10.0
+fi
+rm -rf "$root"/site/nsa_kernel*
+for wheel in "$work"/wheelhouse/*.whl; do
+  "$work/tools/bin/python" -m zipfile -e "$wheel" "$root/site"
+done
+
+# binfmt_misc in a user namespace of its own: outside of it no aarch64 program runs.
+emulated() {
+  timeout "$limit" unshare --map-root-user --mount --pid --fork --kill-child bash -c '
+    root=$1 checkout=$2 qemu=$3
+    mount --make-rprivate /
+    mount --bind "$root" "$root"
+    mount -t binfmt_misc none /proc/sys/fs/binfmt_misc
+    head="\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00"
+    mask="\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff"
+    printf %s ":aarch64:M::$head:$mask:$qemu:OCF" > /proc/sys/fs/binfmt_misc/register
+    mount --rbind /dev "$root/dev"
+    mount -t proc proc "$root/proc"
+    mount --bind "$checkout" "$root/mnt"
+    exec chroot "$root" /usr/bin/env --ignore-environment --chdir=/mnt HOME=/tmp LANG=C.UTF-8 \
+      PATH=/site/bin:/usr/bin PYTHONPATH=/site PYTHONDONTWRITEBYTECODE=1 "${@:4}"
+  ' -- "$root" "$PWD" "$work/qemu/usr/bin/qemu-aarch64" "$@"
+}
+
+emulated python3 -m nsa_kernel info
+emulated python3 -m nsa_kernel selftest
+[ $# -gt 0 ] || set -- tests/test_*.py
+for file; do
+  SECONDS=0
+  line=$(emulated python3 -m pytest -q -p no:cacheprovider --cases=20 "$file" 2>&1 | tee -a "$work/tests.log" | tail -1) ||
+    line+=" (ended with an error, or after $limit s)"
+  echo "$file: $line, $SECONDS s"
+done
