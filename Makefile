@@ -58,8 +58,17 @@ format: $(VENV)/.lint ## let the formatters write
 
 # ---- release ---------------------------------------------------------------------------------------------------------
 
-wheels: ## build, repair and test the CUDA 13 wheels of this machine, and the pure package
+.PHONY: freethreaded arm
+
+wheels: ## build, repair and test the wheels of CUDA 12 and 13 for this machine, and the pure package: an hour
 	packaging/wheels.sh
+
+freethreaded: ## build a Python without the GIL, run the tests in it, and stress it under ThreadSanitizer: an hour
+	packaging/freethreaded.sh
+
+arm: ## build the aarch64 wheel and run it under emulation: hours
+	packaging/cross_aarch64.sh
+	packaging/emulate_aarch64.sh
 
 clean: ## remove what make made
 	rm -rf $(VENV) build dist wheelhouse

@@ -17,10 +17,12 @@ if [ ! -e "$root/usr/bin/python3" ]; then
   dpkg -x "$work"/packages/qemu-user_*.deb "$work/qemu"
 fi
 
+# pip takes this machine for the target where it looks what torch depends on.
+target=(--quiet install --target "$root/site" --only-binary=:all: --implementation cp --python-version 3.13 --abi={cp313,abi3,none}
+  --platform=manylinux{_2_{28,27,26,24,17},2014}_aarch64)
 if [ ! -e "$root/site/torch" ]; then
-  "$work/tools/bin/pip" --quiet install --target "$root/site" --only-binary=:all: --implementation cp --python-version 3.13 \
-    --abi={cp313,abi3,none} --platform=manylinux{_2_{28,27,26,24,17},2014}_aarch64 \
-    cmake hypothesis numpy pytest torch==2.10.0
+  "$work/tools/bin/pip" "${target[@]}" cmake hypothesis numpy pytest filelock fsspec jinja2 networkx sympy typing-extensions
+  "$work/tools/bin/pip" "${target[@]}" --no-deps torch==2.10.0
 fi
 rm -rf "$root"/site/nsa_kernel*
 for wheel in "$work"/wheelhouse/*.whl; do
