@@ -1,5 +1,8 @@
-"""Arrays for the tests: strided inputs between garbage, outputs between guard words."""
+"""Arrays for the tests: strided inputs between garbage, outputs between guard words; and memory by its address."""
 
+import ctypes
+
+import numpy as np
 import pytest
 import torch
 
@@ -24,6 +27,20 @@ def table(rows, width, *, device="cpu", row_stride=None, offset=0):
     if rows and width:
         view.copy_(torch.tensor(rows, dtype=torch.int32))
     return memory.to(device).as_strided((len(rows), width), (row_stride, 1), offset)
+
+
+class DeviceWords:
+    """int32 words of a GPU, for whoever reads the interface."""
+
+    def __init__(self, address, size):
+        self.__cuda_array_interface__ = {"version": 3, "data": (address, False), "shape": (size,), "typestr": "<i4"}
+
+
+def words_at(address, size, device):
+    """The words that lie at an address."""
+    if device == "cpu":
+        return np.ctypeslib.as_array((ctypes.c_int32 * size).from_address(address)).tolist()
+    return torch.as_tensor(DeviceWords(address, size), device=device).tolist()
 
 
 class Output:

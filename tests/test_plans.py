@@ -8,7 +8,7 @@ import nsa_kernel
 import pytest
 import torch
 from draft_extend_cases import VARIANTS
-from memory import POISON, lengths
+from memory import POISON, lengths, words_at
 from reference import draft_extend, replay
 
 
@@ -94,6 +94,88 @@ def test_the_arrays_of_a_replay_plan_live_as_long(device):
     del plan, out
     gc.collect()
     assert [reference() for reference in alive] == [None] * 4
+
+
+def give_data(tensor):
+    tensor.data = torch.full((1,), POISON, dtype=torch.int32, device=tensor.device)
+
+
+def swap(tensor):
+    torch.utils.swap_tensors(tensor, torch.full((1,), POISON, dtype=torch.int32, device=tensor.device))
+
+
+OTHER_MEMORY = {
+    "data": give_data,
+    "set_": lambda tensor: tensor.set_(),
+    "set_ to another": lambda tensor: tensor.set_(torch.full((1,), POISON, dtype=tensor.dtype, device=tensor.device)),
+    "swap_tensors": swap,
+}
+
+
+@pytest.mark.parametrize("give_other_memory", OTHER_MEMORY.values(), ids=OTHER_MEMORY.keys())
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_plan_keeps_the_memory_of_tensors_that_are_given_other_memory(device, variant, give_other_memory):
+    """Nothing else is allocated there while the plan lives, and what it reads and writes there is right."""
+    q, k, expected = [2, 3] * 500, [10, 15] * 500, [9, 10, 13, 14, 15] * 500
+    inputs = [torch.tensor(values, dtype=torch.int32, device=device) for values in (q, k)]
+    outputs = [torch.full((size,), POISON, dtype=torch.int32, device=device) for size in (2500, 2500, 1)]
+    arrays = [*inputs, *outputs]
+    addresses = [array.data_ptr() for array in arrays]
+    plan = nsa_kernel.DraftExtendPlan(*inputs, 12, *outputs, variant=variant)
+    for array in arrays:
+        give_other_memory(array)
+    others = [torch.full((size,), 7, dtype=torch.int32, device=device) for size in (1000, 2500, 1) for _ in range(20)]
+    assert not {other.data_ptr() for other in others} & set(addresses)
+    plan.run()
+    assert all(bool((other == 7).all()) for other in others)
+    assert words_at(addresses[2], 2500, device) == expected
+    assert words_at(addresses[3], 2500, device) == [min(value, 12) for value in expected]
+    assert words_at(addresses[4], 1, device) == [2500]
+    assert words_at(addresses[0], 1000, device) == q
+
+
+def test_a_replay_plan_keeps_the_memory_of_tensors_that_are_given_other_memory(device):
+    bs, width = 300, 40
+    table = torch.arange(bs * width, dtype=torch.int32, device=device).reshape(bs, width)
+    bound = {
+        "seq_lens": torch.full((bs,), width, dtype=torch.int32, device=device),
+        "req_pool_indices": torch.arange(bs, device=device),
+        "req_to_token": table.clone(),
+        "page_table": torch.full((bs, width), POISON, dtype=torch.int32, device=device),
+        "cu_seqlens_k": torch.full((bs + 1,), POISON, dtype=torch.int32, device=device),
+    }
+    addresses = {name: array.data_ptr() for name, array in bound.items()}
+    plan = nsa_kernel.ReplayPlan("decode", **bound)
+    for array in bound.values():
+        array.set_()
+    others = [torch.full(size, 7, device=device) for size in ((bs, width), (bs,), (bs + 1,)) for _ in range(20)]
+    others = [other.to(torch.int32) for other in others]
+    plan.run()
+    assert all(bool((other == 7).all()) for other in others)
+    assert words_at(addresses["page_table"], bs * width, device) == table.flatten().tolist()
+    assert words_at(addresses["cu_seqlens_k"], bs + 1, device) == list(range(0, bs * width + 1, width))
+
+
+@pytest.mark.cuda
+def test_the_caching_allocator_gives_no_memory_of_a_plan_away(device):
+    """Blocks come back to it only once the plan is gone."""
+    size = 2**20
+    inputs = [torch.full((size,), 2, dtype=torch.int32, device=device) for _ in range(2)]
+    outputs = [torch.full((size,), POISON, dtype=torch.int32, device=device) for _ in range(2)]
+    addresses = {array.data_ptr() for array in (*inputs, *outputs)}
+    plan = nsa_kernel.DraftExtendPlan(*inputs, 12, *outputs)
+    for array in (*inputs, *outputs):
+        give_data(array)
+    before = torch.cuda.memory_allocated()
+    others = [torch.full((size,), 7, dtype=torch.int32, device=device) for _ in range(8)]
+    assert not {other.data_ptr() for other in others} & addresses
+    plan.run()
+    assert all(bool((other == 7).all()) for other in others)
+    del plan, others
+    gc.collect()
+    assert torch.cuda.memory_allocated() <= before - 4 * 4 * size
+    again = [torch.empty(size, dtype=torch.int32, device=device) for _ in range(16)]
+    assert {other.data_ptr() for other in again} & addresses
 
 
 def test_calls_hold_no_array_after_they_return(device):

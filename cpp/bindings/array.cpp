@@ -286,9 +286,9 @@ Arguments::Raw Arguments::imported(const char* name, nb::handle array, bool writ
   }
   // A plan in a cycle with an array is collected only if all that it holds of the array is seen: an import is not.
   if (facts.is_buffer) {
-    buffers_.push_back(source);
+    held_.objects.push_back(source);
   } else if (!facts.is_numpy) {
-    imports_.push_back(result);
+    held_.imports.push_back(result);
   }
   being_read_ = result;
   return {const_cast<void*>(result.data()), result.dtype(),     {result.device_type(), result.device_id()},
@@ -387,6 +387,18 @@ TableView<const int32_t> Arguments::table(const char* name, nb::handle array) {
 }
 
 TableView<int32_t> Arguments::output_table(const char* name, nb::handle array) { return any_table(name, array, true); }
+
+HeldArrays Arguments::hold() {
+  HeldArrays held = std::move(held_);
+  for (size_t i = 0; i < count_; ++i) {
+    held.objects.push_back(nb::borrow(arrays_[i]));
+    // The storage of a torch tensor can be replaced, and an export holds the tensor alone.
+    if (types.of(Py_TYPE(arrays_[i].ptr())).framework != Framework::torch) continue;
+    const nb::object storage = nb::getattr(arrays_[i], "untyped_storage", nb::none());
+    if (!storage.is_none()) held.objects.push_back(storage());
+  }
+  return held;
+}
 
 namespace {
 

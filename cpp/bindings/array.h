@@ -14,6 +14,12 @@
 
 namespace nsa_kernel::bindings {
 
+/// What keeps the memory of arrays alive.
+struct HeldArrays {
+  std::vector<nanobind::object> objects;  ///< the arrays, the buffers of some, the storages of torch's
+  std::vector<nanobind::ndarray<nanobind::ro>> imports;
+};
+
 /// The arguments of one call. Views borrow their arrays, which the caller holds; what had to be imported is kept here.
 class Arguments {
  public:
@@ -50,9 +56,8 @@ class Arguments {
   /// The stream to work on: the one given, or the framework's current one.
   Stream stream() const;
 
-  /// What holds the memory of arrays that were not borrowed, for a plan to keep.
-  std::vector<nanobind::ndarray<nanobind::ro>> take_imports() { return std::move(imports_); }
-  std::vector<nanobind::object> take_buffers() { return std::move(buffers_); }
+  /// For a plan to keep, once all arrays are read: their memory, also where an array is given other memory later.
+  HeldArrays hold();
 
  private:
   struct Raw;
@@ -80,8 +85,7 @@ class Arguments {
   const char* first_name_ = nullptr;
   Device device_;
   nanobind::ndarray<nanobind::ro> being_read_;  // its shape and strides
-  std::vector<nanobind::ndarray<nanobind::ro>> imports_;
-  std::vector<nanobind::object> buffers_;
+  HeldArrays held_;                             ///< of arrays that were not borrowed
 };
 
 /// A new int32 array of one element.

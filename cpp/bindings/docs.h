@@ -20,6 +20,12 @@ inline constexpr const char* kCudaErrorDoc =
   "    num_tokens = t\n\n"                                                                       \
   "Elements past the last token keep what they held.\n"
 
+#define NSA_KERNEL_PLAN_MEMORY                                                                              \
+  "Keeps the arrays and their memory alive, and uses that memory in each run, also once a tensor has\n"     \
+  "other memory (`.data =`, `set_`). Memory that is reallocated in place is lost to the plan, which must\n" \
+  "not run then: torch's `resize_` to more than the storage holds, `untyped_storage().resize_`,\n"          \
+  "`share_memory_` of a CPU tensor, NumPy's `resize` with `refcheck=False`.\n"
+
 #define NSA_KERNEL_RAISES                                                                                         \
   "\nRaises:\n"                                                                                                   \
   "    TypeError: An argument is not an array, or its dtype, rank, layout, device kind or stream does not fit.\n" \
@@ -53,8 +59,8 @@ inline constexpr Docs kOptimizedDocs NSA_KERNEL_DIRECT_DOCS("optimized");
 inline constexpr Docs kDraftExtendPlanDocs{
     "Self",
     "`fill_draft_extend_metadata`, bound to its arrays: checked once, run every step.\n\n"
-    "Keeps the arrays alive and reads them anew in each run. With the variants `basic` and `adaptive`, a CUDA graph\n"
-    "captured from the plan uses its workspace: keep the plan as long as the graph.\n",
+    "With the variants `basic` and `adaptive`, a CUDA graph captured from the plan uses its workspace: keep the\n"
+    "plan as long as the graph.\n\n" NSA_KERNEL_PLAN_MEMORY,
     NSA_KERNEL_RAISES};
 
 inline constexpr Docs kFillReplayDocs{
@@ -68,10 +74,9 @@ inline constexpr Docs kFillReplayDocs{
     "Rows are the tokens of all requests in order. Every output is optional; an absent one costs nothing.\n",
     NSA_KERNEL_RAISES};
 
-inline constexpr Docs kReplayPlanDocs{"Self",
-                                      "`fill_replay_metadata`, bound to its arrays: checked once, run every step.\n\n"
-                                      "Keeps the arrays alive and reads them anew in each run.\n",
-                                      NSA_KERNEL_RAISES};
+inline constexpr Docs kReplayPlanDocs{
+    "Self", "`fill_replay_metadata`, bound to its arrays: checked once, run every step.\n\n" NSA_KERNEL_PLAN_MEMORY,
+    NSA_KERNEL_RAISES};
 
 inline constexpr Docs kRunDocs{"None",
                                "Enqueues the work, or does it at once on the CPU; never waits for the device.\n",

@@ -7,7 +7,6 @@
 #include <memory>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "call.h"
 #include "docs.h"
@@ -21,16 +20,13 @@ namespace nsa_kernel::bindings {
 template <class Plan>
 class Bound {
  public:
-  /// The views of `plan` borrow from `arrays`.
-  Bound(const char* op, Plan plan, Arguments& arguments, const nanobind::handle* arrays, size_t count)
+  /// The views of `plan` borrow from what is `held`.
+  Bound(const char* op, Plan plan, const Arguments& arguments, HeldArrays held)
       : op_(op),
         plan_(std::move(plan)),
         device_(arguments.device()),
         source_(arguments.source()),
-        imports_(arguments.take_imports()),
-        held_(arguments.take_buffers()) {
-    for (size_t i = 0; i < count; ++i) held_.push_back(nanobind::borrow(arrays[i]));
-  }
+        held_(std::move(held)) {}
 
   Bound(const Bound&) = delete;
   Bound& operator=(const Bound&) = delete;
@@ -48,7 +44,7 @@ class Bound {
   }
 
   int traverse(visitproc visit, void* arg) const {
-    for (const nanobind::object& held : held_) Py_VISIT(held.ptr());
+    for (const nanobind::object& held : held_.objects) Py_VISIT(held.ptr());
     return 0;
   }
 
@@ -57,8 +53,7 @@ class Bound {
   Plan plan_;
   Device device_;
   StreamSource source_;
-  std::vector<nanobind::ndarray<nanobind::ro>> imports_;
-  std::vector<nanobind::object> held_;  ///< the arrays, and the buffers of some
+  HeldArrays held_;
 };
 
 /// The type of an op's plans. A plan is bound where it is made, in `__new__`, so that there is none without its arrays.
@@ -116,10 +111,11 @@ class PlanType {
       const Call call(Op::kArguments, values.data());
       Arguments arguments = call.arguments();
       const auto buffers = call.template read<typename Op::Buffers>(arguments);
+      HeldArrays held = arguments.hold();  // before other threads run, which may give an array other memory
       auto plan = without_gil([&] { return Op::bind(buffers); });
-      auto held = std::make_unique<Held>(Op::kArguments.op, std::move(plan), arguments, call.arrays(), call.count());
+      auto made = std::make_unique<Held>(Op::kArguments.op, std::move(plan), arguments, std::move(held));
       PyObject* self = reinterpret_cast<allocfunc>(PyType_GetSlot(type, Py_tp_alloc))(type, 0);
-      if (self != nullptr) bound(self) = held.release();
+      if (self != nullptr) bound(self) = made.release();
       return self;
     });
   }
