@@ -286,9 +286,9 @@ class Refresh:
     def __init__(self, mode, bs, pool):
         rows, width, device = 3 * bs, pool.shape[1], pool.device
         self.inputs = torch.empty((3, bs), dtype=torch.int64, device=device)  # lengths, tokens, rows of the pool
-        sizes = [rows * width, rows * width // 2, bs + 1, rows, rows, rows + 1, 1]
+        sizes = [66, 2 * rows + 2, rows * width, rows * width // 2, bs + 1, rows, rows, rows + 1, 1]
         self.out = torch.empty(sum(sizes), dtype=torch.int32, device=device)
-        slots, pages, cu, expanded, clipped, cu_clipped, count = self.out.split(sizes)
+        schedule, topk_plan, slots, pages, cu, expanded, clipped, cu_clipped, count = self.out.split(sizes)
         self.plan = nsa_kernel.ReplayPlan(
             mode.removeprefix("ragged "),
             seq_lens=self.inputs[0],
@@ -305,6 +305,11 @@ class Refresh:
             nsa_cache_seqlens=clipped,
             nsa_cu_seqlens_k=cu_clipped,
             num_tokens=count,
+            schedule=schedule.reshape(-1, 2),
+            schedule_format="deepgemm_sm90",
+            topk_plan=topk_plan.reshape(-1, 2),
+            topk_plan_format="sglang_topk_v2_sm90",
+            topk_plan_clusters=3,
         )
 
 

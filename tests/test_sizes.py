@@ -8,7 +8,7 @@ import pytest
 import torch
 from draft_extend_cases import VARIANTS
 from memory import POISON, Output, lengths, table
-from reference import INT32_MAX, draft_extend, replay
+from reference import INT32_MAX, draft_extend, replay, schedule
 from replay_cases import MODES
 
 MANY = 1_000_000
@@ -87,6 +87,8 @@ def test_replay_of_a_million_requests(device, mode):
         expected[total] = np.minimum(np.cumsum([0, *expected[name]]), INT32_MAX)
     expected["seqlens_expanded"] = np.append(expected["seqlens_expanded"], [0] * 5)
     expected["num_tokens"] = np.array([rows])
+    scheduled = expected["seqlens_expanded"].tolist()[: None if mode == "ragged" else rows]
+    expected["schedule"] = np.array(schedule((133, 2), "deepgemm_sm90", scheduled, [1] * len(scheduled), atoms=1))
 
     out = {name: poisoned(device, *values.shape) for name, values in expected.items()}
     nsa_kernel.fill_replay_metadata(
@@ -98,6 +100,7 @@ def test_replay_of_a_million_requests(device, mode):
         req_pool_indices=on(device, np.resize(indices, MANY), torch.int64),
         req_to_token=on(device, pool),
         page_size=page_size,
+        schedule_format="deepgemm_sm90",
         **out,
     )
     for name, output in out.items():
@@ -270,9 +273,9 @@ def test_a_thousand_runs_of_draft_extend_give_equal_bits(device, variant, bs):
 def test_a_thousand_runs_of_replay_give_equal_bits(device, mode, width, bs):
     q, s = (on(device, values[:bs]) for values in many_requests())
     rows = 3 * bs
-    out = torch.empty(bs + 1 + 3 * (rows + 1) + 2 * rows * width, dtype=torch.int32, device=device)
-    sizes = [rows * width, rows * width, bs + 1, rows + 1, rows + 1, rows + 1]
-    slots, pages, cu, expanded, clipped, cu_clipped = out.split(sizes)
+    sizes = [64, 4 * (rows // 2 + 2), rows * width, rows * width, bs + 1, rows + 1, rows + 1, rows + 1]
+    out = torch.empty(sum(sizes), dtype=torch.int32, device=device)
+    schedule, topk_plan, slots, pages, cu, expanded, clipped, cu_clipped = out.split(sizes)
     plan = nsa_kernel.ReplayPlan(
         "draft_extend" if mode == "ragged" else mode,
         seq_lens=s,
@@ -288,6 +291,11 @@ def test_a_thousand_runs_of_replay_give_equal_bits(device, mode, width, bs):
         nsa_cu_seqlens_k=cu_clipped,
         page_table=slots.reshape(rows, width),
         real_page_table=pages.reshape(rows, width),
+        schedule=schedule.reshape(-1, 2),
+        schedule_format="deepgemm_sm100_256",
+        topk_plan=topk_plan.reshape(-1, 2),
+        topk_plan_format="sglang_topk_v2_sm100",
+        topk_plan_clusters=3,
     )
     check_runs(plan, out)
 
