@@ -60,15 +60,15 @@ constexpr int kResidentBlocks = kMany ? kBlocksPerMultiprocessor : 1;
 template <int kThreads, bool kMany>
 __global__ __launch_bounds__(kThreads, kResidentBlocks<kMany>) void draft_extend_optimized_kernel(
     const __grid_constant__ DraftExtendArguments args) {
-  __shared__ typename CumulativeScan<kThreads, kMany, 1>::Shared shared;
+  __shared__ typename CumulativeScan<kThreads, kMany, Sums<1>>::Shared shared;
   await_stream();
-  CumulativeScan<kThreads, kMany, 1> scan(shared);
+  CumulativeScan<kThreads, kMany, Sums<1>> scan(shared);
   for_each_tile<kThreads, kMany>(args.batch.bs, blockIdx.x, gridDim.x, [&](const Tile& tile) {
     DraftExtendArguments::Request request{};
     if (threadIdx.x < tile.requests) request = args.batch.read(tile.begin + threadIdx.x);
     enter(scan, tile, args);
     const int32_t tokens = args.batch.tokens(request), first = args.batch.first_seqlen(request);
-    const Scanned<1> scanned = scan.exclusive({{tokens}});
+    const Scanned<Sums<1>> scanned = scan.exclusive({{tokens}});
     if (tile.last && tile.share == 0 && threadIdx.x == 0) args.store_count(scanned.total.value[0]);
     const int32_t at = scanned.before.value[0];
     const TokenSpan span{args.batch.held_tokens(at, tokens), at, first};
@@ -84,15 +84,15 @@ constexpr int kBlock = kBlockSize;
 __global__ __launch_bounds__(kBlock, kBlocksPerMultiprocessor) void draft_extend_prefix_sum_kernel(
     const __grid_constant__ DraftExtendArguments args, int32_t* tokens_before) {
   await_stream();
-  __shared__ CumulativeScan<kBlock, true, 1>::Shared shared;
-  CumulativeScan<kBlock, true, 1> scan(shared);
+  __shared__ CumulativeScan<kBlock, true, Sums<1>>::Shared shared;
+  CumulativeScan<kBlock, true, Sums<1>> scan(shared);
   for_each_tile<kBlock, true>(args.batch.bs, blockIdx.x, gridDim.x, [&](const Tile& tile) {
     const bool mine = threadIdx.x < tile.requests;
     const int b = tile.begin + threadIdx.x;
     DraftExtendArguments::RequestTokens raw{};
     if (mine) raw = args.batch.read_tokens(b);
     enter(scan, tile, args);
-    const Scanned<1> scanned = scan.exclusive({{args.batch.tokens(raw)}});
+    const Scanned<Sums<1>> scanned = scan.exclusive({{args.batch.tokens(raw)}});
     if (tile.last && threadIdx.x == 0) args.store_count(scanned.total.value[0]);
     if (mine) tokens_before[b] = scanned.before.value[0];
   });

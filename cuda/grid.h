@@ -8,6 +8,49 @@
 
 namespace nsa_kernel::cuda {
 
+/// The first block of each role, in a row of the grid: those before `tokens` write one value a request.
+struct Roles {
+  unsigned tokens = 0;
+  unsigned tables = 0;
+  unsigned schedule = 0;  ///< and top-k plan; these roles divide themselves
+
+  constexpr unsigned token_blocks() const { return tables - tokens; }
+  constexpr unsigned table_blocks() const { return schedule - tables; }
+};
+
+/// In a small batch, the warps of the blocks that write lengths: first those of tokens, then those of requests, then
+/// those of padding, which write what belongs to no token.
+struct SmallBatchWarps {
+  unsigned tokens = 0;
+  unsigned token_shares = 0;  ///< warps that share the tokens of each request
+  unsigned requests = 0;
+  unsigned padding = 0;
+
+  unsigned all() const { return tokens + requests + padding; }
+};
+
+/// Blocks in a row of the grid for each role, in the order of the grid.
+struct RoleBlocks {
+  int64_t requests = 0;
+  int64_t tokens = 0;
+  int64_t tables = 0;
+  int64_t schedule = 0;
+  int64_t topk_plan = 0;
+
+  /// Tells the kernel, and returns how many there are.
+  template <class Args>
+  unsigned assign(Args& args) const {
+    unsigned end = 0;
+    const auto end_of = [&](int64_t blocks) { return end += static_cast<unsigned>(blocks); };
+    args.roles.tokens = end_of(requests);
+    args.roles.tables = end_of(tokens);
+    args.roles.schedule = end_of(tables);
+    end_of(schedule);
+    if constexpr (Args::Traits::kSchedules) args.schedules.topk_plan_begin = end;
+    return end_of(topk_plan);
+  }
+};
+
 /// Blocks that are worth their start for the tokens of a batch that outputs of `capacity` elements hold: one for each
 /// token of a request, of up to a few, and more where long requests may be shared.
 inline int64_t useful_token_blocks(int64_t capacity, int64_t bs) {

@@ -51,6 +51,16 @@ struct Sums {
   }
 };
 
+/// The largest of some numbers, of which none is negative, in a scan that adds nothing.
+struct Largest {
+  int32_t value;
+
+  __device__ Largest& operator+=(const Largest& other) {
+    value = max(value, other.value);
+    return *this;
+  }
+};
+
 template <int N>
 __device__ Sums<N> shuffle_up(const Sums<N>& sums, int delta) {
   Sums<N> result;
@@ -65,6 +75,14 @@ __device__ Sums<N> from_lane(const Sums<N>& sums, int lane) {
 #pragma unroll
   for (int i = 0; i < N; ++i) result.value[i] = __shfl_sync(kAllLanes, sums.value[i], lane);
   return result;
+}
+
+__device__ inline Largest shuffle_up(const Largest& largest, int delta) {
+  return {__shfl_up_sync(kAllLanes, largest.value, delta)};
+}
+
+__device__ inline Largest from_lane(const Largest& largest, int lane) {
+  return {__shfl_sync(kAllLanes, largest.value, lane)};
 }
 
 /// This thread's part of the sum of `sums_of(read(b))` over the requests of whole tiles, begin .. end-1. As many as 16
@@ -91,25 +109,25 @@ __device__ auto sum_tiles(int begin, int end, Read read, SumsOf sums_of) {
 }
 
 /// The sum over this lane and those before it.
-template <int N>
-__device__ Sums<N> warp_inclusive(Sums<N> sums) {
+template <class Value>
+__device__ Value warp_inclusive(Value sums) {
   const int lane = threadIdx.x % kWarp;
 #pragma unroll
   for (int delta = 1; delta < kWarp; delta *= 2) {
-    const Sums<N> other = shuffle_up(sums, delta);
+    const Value other = shuffle_up(sums, delta);
     if (lane >= delta) sums += other;
   }
   return sums;
 }
 
 /// The same, of the first `lanes` lanes; those after them get no such sum.
-template <int N>
-__device__ Sums<N> warp_inclusive(Sums<N> sums, int lanes) {
+template <class Value>
+__device__ Value warp_inclusive(Value sums, int lanes) {
   const int lane = threadIdx.x % kWarp;
 #pragma unroll
   for (int delta = 1; delta < kWarp; delta *= 2) {
     if (delta >= lanes) break;
-    const Sums<N> other = shuffle_up(sums, delta);
+    const Value other = shuffle_up(sums, delta);
     if (lane >= delta) sums += other;
   }
   return sums;
@@ -140,20 +158,22 @@ __device__ Sums<N> warp_sum(const Sums<N>& mine) {
   return result;
 }
 
-template <int N>
+__device__ inline Largest warp_sum(const Largest& mine) { return from_lane(warp_inclusive(mine), kWarp - 1); }
+
+template <class Value>
 struct Scanned {
-  Sums<N> before;  ///< over the threads before this one
-  Sums<N> total;   ///< over all threads
+  Value before;  ///< over the threads before this one
+  Value total;   ///< over all threads
 };
 
 /// A scan over a block, which runs on from tile to tile, over the requests of skipped tiles too. Of one warp's width
-/// and one tile, each warp scans for itself.
-template <int kThreads, bool kMany, int N>
+/// and one tile, each warp scans for itself. Value is Sums or Largest.
+template <int kThreads, bool kMany, class Value>
 class CumulativeScan {
  public:
   struct Shared {
-    Sums<N> warp_total[kThreads / kWarp];
-    Sums<N> warp_skipped[kMany ? kThreads / kWarp : 1];
+    Value warp_total[kThreads / kWarp];
+    Value warp_skipped[kMany ? kThreads / kWarp : 1];
   };
 
   __device__ explicit CumulativeScan(Shared& shared) : shared_(shared) {}
@@ -170,30 +190,30 @@ class CumulativeScan {
   }
 
   /// The sums before this thread's request of the tile, which has `mine`, and after the tile.
-  __device__ Scanned<N> exclusive(const Sums<N>& mine) {
+  __device__ Scanned<Value> exclusive(const Value& mine) {
     const int lane = threadIdx.x % kWarp;
-    const Sums<N> inclusive = warp_inclusive(mine);
-    Sums<N> before = shuffle_up(inclusive, 1);
+    const Value inclusive = warp_inclusive(mine);
+    Value before = shuffle_up(inclusive, 1);
     if (lane == 0) before = {};
     if constexpr (kThreads == kWarp && !kMany) {
-      const Sums<N> total = from_lane(inclusive, kWarp - 1);
+      const Value total = from_lane(inclusive, kWarp - 1);
       return {before, total};
     }
     constexpr int kWarps = kThreads / kWarp;
     const int warp = threadIdx.x / kWarp;
     if (lane == kWarp - 1) shared_.warp_total[warp] = inclusive;
     if (kMany && skips_) {
-      const Sums<N> skipped = warp_sum(skipped_);
+      const Value skipped = warp_sum(skipped_);
       if (lane == 0) shared_.warp_skipped[warp] = skipped;
     }
     __syncthreads();
-    Sums<N> warps{};
+    Value warps{};
     if (lane < kWarps) warps = shared_.warp_total[lane];
     warps = warp_inclusive(warps);
     if (warp > 0) before += from_lane(warps, warp - 1);
-    Sums<N> total = from_lane(warps, kWarp - 1);
+    Value total = from_lane(warps, kWarp - 1);
     if constexpr (kMany) {
-      if (skips_) carried_ += warp_sum(lane < kWarps ? shared_.warp_skipped[lane] : Sums<N>{});
+      if (skips_) carried_ += warp_sum(lane < kWarps ? shared_.warp_skipped[lane] : Value{});
       before += carried_;
       carried_ += total;
       total = carried_;
@@ -204,8 +224,8 @@ class CumulativeScan {
  private:
   Shared& shared_;
   bool skips_ = false;
-  Sums<N> skipped_{};  ///< this thread's part of what the skipped tiles have
-  Sums<N> carried_{};
+  Value skipped_{};  ///< this thread's part of what the skipped tiles have
+  Value carried_{};
   int scanned_ = 0;
 };
 

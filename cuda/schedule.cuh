@@ -134,8 +134,8 @@ struct ScheduleTile {
   static constexpr bool kMany = Args::Traits::kMany;
   using Schedule = ScheduleSums<Args>;
 
-  typename CumulativeScan<kTile, kMany, Schedule::kSize>::Shared scan;
-  typename CumulativeScan<kTile, kMany, 1>::Shared scan_of_cut;
+  typename CumulativeScan<kTile, kMany, typename Schedule::Type>::Shared scan;
+  typename CumulativeScan<kTile, kMany, Sums<1>>::Shared scan_of_cut;
   typename Schedule::Type sums[kTile / kWarp];
   rules::ScheduledRequest request[kTile];
   int32_t tokens_before[kTile];
@@ -199,7 +199,7 @@ class ScheduleScan {
     scan_of_cut_.enter(tile, read, [&](const Request& of) { return Sums<1>{{out_.whole_work(batch_, of)}}; });
     scheduled_ = scheduled(batch_, out_.rule, request, tokens_before_);
     const int32_t work_of_cut = mine ? out_.rule.work(out_.splits, scheduled_) : 0;
-    const Scanned<1> scanned_cut = scan_of_cut_.exclusive({{work_of_cut}});
+    const Scanned<Sums<1>> scanned_cut = scan_of_cut_.exclusive({{work_of_cut}});
     work_before_ = scanned_cut.before.value[0];
     work_end_ = scanned_cut.total.value[0];
   }
@@ -221,8 +221,8 @@ class ScheduleScan {
 
   const decltype(Args::batch)& batch_;
   const decltype(Args::schedules)& out_;
-  CumulativeScan<kTile, kMany, Schedule::kSize> scan_;
-  CumulativeScan<kTile, kMany, 1> scan_of_cut_;
+  CumulativeScan<kTile, kMany, typename Schedule::Type> scan_;
+  CumulativeScan<kTile, kMany, Sums<1>> scan_of_cut_;
   bool is_cut_;
   rules::ScheduledRequest scheduled_{};
   int32_t tokens_before_ = 0, tokens_end_ = 0, work_before_ = 0, work_end_ = 0;
@@ -356,16 +356,16 @@ __device__ void fill_topk_plan_of_small_batch(const Args& args) {
 /// What the threads of a block tell each other of a top-k plan.
 template <int kTile, bool kMany>
 struct TopkPlanShared {
-  typename CumulativeScan<kTile, kMany, 1>::Shared tokens[2];
-  typename CumulativeScan<kTile, kMany, 1>::Shared counts;
-  typename CumulativeScan<kTile, false, RowsAbove::kWords>::Shared above;
+  typename CumulativeScan<kTile, kMany, Sums<1>>::Shared tokens[2];
+  typename CumulativeScan<kTile, kMany, Sums<1>>::Shared counts;
+  typename CumulativeScan<kTile, false, Sums<RowsAbove::kWords>>::Shared above;
 };
 
 /// The top-k plan of any number of requests: one block, in each thread a request of a tile.
 template <int kTile, class Args>
 __device__ void fill_topk_plan(const Args& args) {
   constexpr bool kMany = Args::Traits::kMany;
-  using Scan = CumulativeScan<kTile, kMany, 1>;
+  using Scan = CumulativeScan<kTile, kMany, Sums<1>>;
   const auto& batch = args.batch;
   const rules::TopkPlanRule& rule = args.schedules.topk_plan_rule;
   __shared__ TopkPlanShared<kTile, kMany> shared;
@@ -384,7 +384,7 @@ __device__ void fill_topk_plan(const Args& args) {
     is_last = tile.begin + kTile >= batch.bs;
     if (!batch.ragged()) return mine;
     tokens.enter(tile, read, no_sums);
-    const Scanned<1> scanned = tokens.exclusive({{mine.rows}});
+    const Scanned<Sums<1>> scanned = tokens.exclusive({{mine.rows}});
     mine.at = scanned.before.value[0];
     mine.rows = batch.held_tokens(mine.at, mine.rows);
     is_last = is_last || scanned.total.value[0] >= batch.capacity;
@@ -409,7 +409,7 @@ __device__ void fill_topk_plan(const Args& args) {
     if (threadIdx.x == 0) args.schedules.topk_plan[0] = {rule.least_limit(), 0};
     return;
   }
-  CumulativeScan<kTile, false, RowsAbove::kWords> all(shared.above);
+  CumulativeScan<kTile, false, Sums<RowsAbove::kWords>> all(shared.above);
   const int32_t limit = RowsAbove::limit(rule, all.exclusive(above.counts).total);
 
   Scan tokens_again(shared.tokens[1]), counts(shared.counts);
@@ -419,7 +419,7 @@ __device__ void fill_topk_plan(const Args& args) {
     const Tile tile = tile_from(begin);
     if (kMany) mine = rows_of(tile, tokens_again, is_last);
     counts.enter(tile, read, no_sums);
-    const Scanned<1> scanned = counts.exclusive({{rule.rows_above(limit, mine.first, mine.rows)}});
+    const Scanned<Sums<1>> scanned = counts.exclusive({{rule.rows_above(limit, mine.first, mine.rows)}});
     mine.store(args.schedules.topk_plan, rule, limit, scanned.before.value[0]);
     end = scanned.total.value[0];
     if (!kMany) break;

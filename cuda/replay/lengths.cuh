@@ -2,6 +2,7 @@
 #pragma once
 
 #include "replay/arguments.cuh"
+#include "scan.cuh"
 
 namespace nsa_kernel::cuda {
 
@@ -10,8 +11,8 @@ template <int kTile, class Traits>
 __device__ void fill_requests(const ReplayArguments<Traits>& args) {
   constexpr bool kMany = Traits::kMany;
   using Request = typename ReplayArguments<Traits>::Request;
-  __shared__ typename CumulativeScan<kTile, kMany, 1>::Shared shared;
-  CumulativeScan<kTile, kMany, 1> scan(shared);
+  __shared__ typename CumulativeScan<kTile, kMany, Sums<1>>::Shared shared;
+  CumulativeScan<kTile, kMany, Sums<1>> scan(shared);
   const auto read = [&](int b) { return args.batch.read(b); };
   for_each_tile<kTile, kMany>(args.batch.bs, 0, 1, [&](const Tile& tile) {
     const int b = tile.begin + threadIdx.x;
@@ -21,7 +22,7 @@ __device__ void fill_requests(const ReplayArguments<Traits>& args) {
     scan.enter(tile, read, [&](const Request& of) { return Sums<1>{{args.batch.kv(of)}}; });
     const int32_t kv = mine ? args.batch.kv(request) : 0;
     if (tile.first && threadIdx.x == 0 && args.cu_seqlens_k != nullptr) *args.cu_seqlens_k = 0;
-    const Scanned<1> scanned = scan.exclusive({{kv}});
+    const Scanned<Sums<1>> scanned = scan.exclusive({{kv}});
     if (!mine) return;
     if (args.cache_seqlens != nullptr) args.cache_seqlens[b] = kv;
     if (args.cu_seqlens_k != nullptr) args.cu_seqlens_k[b + 1] = rules::saturating_add(scanned.before.value[0], kv);
@@ -49,8 +50,8 @@ __device__ void fill_tokens(const ReplayArguments<Traits>& args, unsigned share)
   enum Sum { kClipped, kCount };
   constexpr int kSums = Traits::kCounts == TokenCounts::uniform ? 1 : 2;  // uniform tokens are counted without a sum
   constexpr bool kUpToShort = Traits::kCounts == TokenCounts::uniform;
-  __shared__ typename CumulativeScan<kTile, kMany, kSums>::Shared shared;
-  CumulativeScan<kTile, kMany, kSums> scan(shared);
+  __shared__ typename CumulativeScan<kTile, kMany, Sums<kSums>>::Shared shared;
+  CumulativeScan<kTile, kMany, Sums<kSums>> scan(shared);
 
   const auto read = [&](int b) { return args.batch.read(b); };
   const auto sums_of = [&](const Request& request) {
@@ -72,7 +73,7 @@ __device__ void fill_tokens(const ReplayArguments<Traits>& args, unsigned share)
       span = {args.batch.tokens(request), 0, args.batch.first_seqlen(request), 0};
       sums = sums_of(request);
     }
-    const Scanned<kSums> scanned = scan.exclusive(sums);
+    const Scanned<Sums<kSums>> scanned = scan.exclusive(sums);
     span.clipped_before = scanned.before.value[kClipped];
     int32_t total;
     if constexpr (kSums > kCount) {

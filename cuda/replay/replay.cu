@@ -2,7 +2,6 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
-#include <numeric>
 
 #include "check.h"
 #include "enqueue.cuh"
@@ -10,29 +9,22 @@
 #include "kernels.h"
 #include "launch.h"
 #include "replay/arguments.cuh"
-#include "replay/assignment.cuh"
 #include "replay/lengths.cuh"
 #include "replay_batch.h"
+#include "tables/assignment.cuh"
+#include "tables/launch.cuh"
 
 namespace nsa_kernel::cuda {
 namespace {
 
 constexpr const char* kOp = "fill_replay_metadata";
 
-// A small batch, of up to one warp's width of requests. Large tables take least time where each task has a warp of its
-// own, small ones where tasks are small.
-constexpr int kSmallBatchBlock = 128;
+// Of a small batch, large tables take least time where each task has a warp of its own, small ones where tasks are
+// small.
 template <class Traits>
 constexpr int kSmallBatchBlocksPerMultiprocessor = Traits::kCounts == TokenCounts::lengths ? 5 : 6;
 template <class Traits>
 using SmallBatchShape = CopyShape<Traits::kCounts == TokenCounts::lengths ? 4 : 3, 2>;
-// A larger one.
-constexpr int kTile = 512;
-constexpr int kBlocksPerMultiprocessor = 2;
-using Shape = CopyShape<3, 2>;
-// Overflow tasks of either. ReplayPlan refuses tables that would have more than 2**31 of them.
-using OverflowShape = CopyShape<2, 1>;
-static_assert(OverflowShape::kTaskSlots >= 256 && OverflowShape::kTaskPages >= 32 && kMaxTaskRows >= 16);
 
 /// Whether a block beyond those of lengths writes tables: where no schedule is asked for, all do.
 template <class Traits>
@@ -68,7 +60,7 @@ __global__ __launch_bounds__(kTile, kBlocksPerMultiprocessor) void replay_kernel
   } else if (block < args.roles.tables) {
     fill_tokens<kTile>(args, block - args.roles.tokens);
   } else if (writes_tables(args, block)) {
-    fill_tables<Shape, OverflowShape, kTile>(args, block - args.roles.tables);
+    fill_tables<LargeBatchShape, OverflowShape, kTile>(args, block - args.roles.tables);
   } else if constexpr (Traits::kSchedules) {
     if (block < args.schedules.topk_plan_begin) {
       fill_schedule<kTile>(args);
@@ -87,58 +79,24 @@ template <bool kSchedules>
 using UniformTraits = FastTraits<TokenCounts::uniform, kSchedules>;
 template <bool kSchedules>
 using RaggedTraits = FastTraits<TokenCounts::lengths, kSchedules>;
+template <bool kSchedules>
+using UnboundedTraits = GenericTraits<TokenCounts::uniform_or_lengths, kSchedules>;
 static_assert(offsetof(ReplayArguments<RaggedTraits<false>>, tables) + offsetof(Tables<RaggedTraits<false>>, aligned) <=
                   3 * 64 - 16,
               "an H100 lays arguments out from byte 16 of a line on");
 
 template <bool kSchedules>
-Kernels kernels(kOp,
-                {address(replay_small_batch_kernel<UniformTraits<kSchedules>>),
-                 address(replay_kernel<UniformTraits<kSchedules>>),
-                 address(replay_small_batch_kernel<RaggedTraits<kSchedules>>),
-                 address(replay_kernel<RaggedTraits<kSchedules>>), address(replay_kernel<GenericTraits<kSchedules>>)});
-
-/// Where the overflow tasks of the second request of a tile start, as a part of 2**32 of all table warps: starts are
-/// evenly spaced, and those of consecutive requests far apart.
-uint32_t start_stride(int64_t requests) {
-  int64_t apart = requests * 5 / 8;
-  while (std::gcd(apart, requests) > 1) ++apart;
-  return static_cast<uint32_t>((apart << 32) / rules::max(requests, 1));
-}
+Kernels kernels(kOp, {address(replay_small_batch_kernel<UniformTraits<kSchedules>>),
+                      address(replay_kernel<UniformTraits<kSchedules>>),
+                      address(replay_small_batch_kernel<RaggedTraits<kSchedules>>),
+                      address(replay_kernel<RaggedTraits<kSchedules>>),
+                      address(replay_kernel<UnboundedTraits<kSchedules>>)});
 
 Extent max_extent(const Replay& buffers, const rules::Divisor& page_size) {
   const auto kv = static_cast<int32_t>(rules::kMaxStored);
   const int32_t source_width = rules::saturated(buffers.req_to_token.cols);
   return {rules::live_slots(kv, source_width, rules::saturated(buffers.page_table.cols)),
           rules::live_pages(kv, source_width, rules::saturated(buffers.real_page_table.cols), page_size)};
-}
-
-/// Divides up to about `warps` warps among the requests: as many for each as its widest rows can use.
-template <class Shape, class Traits>
-void assign_statically(Tables<Traits>& tables, int64_t bs, int64_t warps) {
-  const int64_t slot_tasks = Shape::slot_tasks(tables.max_extent.slots);
-  const int64_t page_tasks = Shape::page_tasks(tables.max_extent.pages);
-  const int64_t tasks = slot_tasks + page_tasks;
-  const int64_t each = rules::min(rules::max(warps / bs, 2), tasks);
-  const int64_t page_warps = rules::min(rules::ceil_div(each * page_tasks, rules::max(tasks, 1)), page_tasks);
-  const int64_t slot_warps = each - page_warps;
-  const int64_t slots = slot_warps * Shape::kTaskSlots, pages = page_warps * Shape::kTaskPages;
-  const int64_t slot_entries = slot_warps < slot_tasks ? slots : rules::kMaxStored;
-  const int64_t page_entries = page_warps < page_tasks ? pages * tables.page_size : rules::kMaxStored;
-  tables.assignment = {.warps = static_cast<int32_t>(each),
-                       .slot_warps = static_cast<int32_t>(slot_warps),
-                       .max_entries = static_cast<int32_t>(rules::min(slot_entries, page_entries))};
-  tables.static_extent = {.slots = static_cast<int32_t>(slots), .pages = static_cast<int32_t>(pages)};
-}
-
-/// Overflow tasks of a tile of requests for which there must be blocks beside those of the static assignment, at most:
-/// all of a batch of many tiles, those of ragged requests that exceed the rows of a task in any other.
-template <class Traits>
-int64_t max_overflow_tasks(const Tables<Traits>& tables, int64_t bs) {
-  const int64_t each =
-      OverflowShape::slot_tasks(tables.max_extent.slots) + OverflowShape::page_tasks(tables.max_extent.pages);
-  if constexpr (Traits::kMany) return each * (rules::min(bs, kTile) + tables.rows() / kMaxTaskRows);
-  return Traits::kCounts == TokenCounts::lengths ? each * (tables.rows() / kMaxTaskRows) : 0;
 }
 
 /// The warps for the lengths of a small batch, in whole blocks.
@@ -154,31 +112,15 @@ SmallBatchWarps small_batch_warps(int64_t bs, bool any_request, bool ragged, int
           .padding = static_cast<unsigned>(blocks * kWarps - busy)};
 }
 
-template <class T>
-bool starts_aligned(const TableView<T>& table) {
-  return reinterpret_cast<uintptr_t>(table.data) % 16 == 0 && (table.row_stride % 4 == 0 || table.rows <= 1);
-}
-
-bool rows_are_aligned(const Replay& buffers) {
-  return starts_aligned(buffers.req_to_token) && starts_aligned(buffers.page_table);
-}
-
-template <class T>
-bool is_near(const TableView<T>& table) {
-  const int64_t bytes = TableRows<T, uint32_t>::stride_bytes(table);
-  return bytes >= 0 && bytes < int64_t{1} << 32;
-}
-
-bool is_near(const LengthView& view) {
-  const int64_t bytes = IndexArray<>::step_bytes(view);
-  return bytes >= 0 && bytes <= rules::kMaxStored;
+bool tables_are_aligned(const Replay& buffers) {
+  return rows_are_aligned(buffers.req_to_token) && rows_are_aligned(buffers.page_table);
 }
 
 /// Whether the assumptions of FastTraits hold. In a large batch, fetching the instructions of the generic kernel does
 /// not count.
 bool is_fast(const Replay& buffers) {
   return buffers.seq_lens.size <= kTile && (buffers.extend_seq_lens || *buffers.num_draft_tokens <= kMaxTaskRows) &&
-         rows_are_aligned(buffers) && is_near(buffers.req_to_token) && is_near(buffers.page_table) &&
+         tables_are_aligned(buffers) && is_near(buffers.req_to_token) && is_near(buffers.page_table) &&
          is_near(buffers.real_page_table) && is_near(buffers.ctx_lens_2d) && is_near(buffers.seq_lens) &&
          is_near(buffers.req_pool_indices) && is_near(buffers.extend_seq_lens);
 }
@@ -235,7 +177,7 @@ ReplayArguments<Traits> arguments(const Replay& buffers) {
                  .slots = TableRows<int32_t, Stride>(buffers.page_table),
                  .pages = TableRows<int32_t, Stride>(buffers.real_page_table),
                  .static_extent = {},
-                 .aligned = rows_are_aligned(buffers)},
+                 .aligned = tables_are_aligned(buffers)},
       .small_batch = {},
       .topk = static_cast<int32_t>(*buffers.nsa_index_topk),
       .seqlens_expanded = TokenArray(buffers.seqlens_expanded),
@@ -249,46 +191,6 @@ ReplayArguments<Traits> arguments(const Replay& buffers) {
       .schedules = schedule_arguments<Traits>(buffers, batch),
   };
 }
-
-/// Blocks for tables, where about `limit` run at once beside those of other roles.
-template <class Shape, class Traits>
-int64_t table_blocks(ReplayArguments<Traits>& args, int64_t warps_of_block, int64_t limit) {
-  int64_t static_blocks = 1;
-  if constexpr (!Traits::kMany) {
-    assign_statically<Shape>(args.tables, args.batch.bs, limit * warps_of_block);
-    static_blocks = rules::ceil_div(int64_t{args.tables.assignment.warps} * args.batch.bs, warps_of_block);
-  }
-  const int64_t overflow_tasks = max_overflow_tasks(args.tables, args.batch.bs);
-  const Grid overflow(args.batch.bs, kTile, rules::ceil_div(overflow_tasks, warps_of_block), limit);
-  return rules::max(static_blocks, overflow.shares);
-}
-
-/// Not many more blocks for tables than run at once beside the others: one that has to wait takes twice the time.
-int64_t table_block_limit(int64_t at_once, int64_t other_blocks) {
-  return rules::max(at_once - other_blocks, at_once / 2);
-}
-
-/// Blocks in a row of the grid for each role, in the order of the grid.
-struct RoleBlocks {
-  int64_t requests = 0;
-  int64_t tokens = 0;
-  int64_t tables = 0;
-  int64_t schedule = 0;
-  int64_t topk_plan = 0;
-
-  /// Tells the kernel, and returns how many there are.
-  template <class Traits>
-  unsigned assign(ReplayArguments<Traits>& args) const {
-    unsigned end = 0;
-    const auto end_of = [&](int64_t blocks) { return end += static_cast<unsigned>(blocks); };
-    args.roles.tokens = end_of(requests);
-    args.roles.tables = end_of(tokens);
-    args.roles.schedule = end_of(tables);
-    end_of(schedule);
-    if constexpr (Traits::kSchedules) args.schedules.topk_plan_begin = end;
-    return end_of(topk_plan);
-  }
-};
 
 template <class Traits>
 void launch_small_batch(const Replay& buffers, const Target& target, cudaStream_t stream) {
@@ -323,7 +225,8 @@ void launch(const Replay& buffers, const Target& target, cudaStream_t stream) {
   if (buffers.topk_plan) blocks.topk_plan = 1;
   if (args.batch.bs > 0 && args.tables.rows() > 0) {
     const int64_t others = blocks.requests + blocks.tokens + blocks.schedule + blocks.topk_plan;
-    blocks.tables = table_blocks<Shape>(args, kTile / kWarp, table_block_limit(at_once, others * lengths.rows));
+    blocks.tables =
+        table_blocks<LargeBatchShape>(args, kTile / kWarp, table_block_limit(at_once, others * lengths.rows));
   }
   const unsigned grid = blocks.assign(args);
   if (grid > 0) enqueue(kOp, replay_kernel<Traits>, dim3(grid, lengths.rows), kTile, target, stream, args);
@@ -338,7 +241,7 @@ void launch_fast(const Replay& buffers, const Target& target, cudaStream_t strea
 template <bool kSchedules>
 void launch_any(const Replay& buffers, cudaStream_t stream) {
   const Target target = kernels<kSchedules>.ready(buffers.device);
-  if (!is_fast(buffers)) return launch<GenericTraits<kSchedules>>(buffers, target, stream);
+  if (!is_fast(buffers)) return launch<UnboundedTraits<kSchedules>>(buffers, target, stream);
   if (buffers.extend_seq_lens) return launch_fast<RaggedTraits<kSchedules>>(buffers, target, stream);
   launch_fast<UniformTraits<kSchedules>>(buffers, target, stream);
 }

@@ -2,7 +2,7 @@
 // rows of a table.
 #pragma once
 
-#include "replay/arguments.cuh"
+#include "tables/arguments.cuh"
 
 namespace nsa_kernel::cuda {
 

@@ -20,7 +20,7 @@
 
 #include <type_traits>
 
-#include "replay/copy.cuh"
+#include "tables/copy.cuh"
 
 namespace nsa_kernel::cuda {
 
