@@ -7,6 +7,7 @@ from pathlib import Path
 import nsa_kernel
 import pytest
 import torch
+from fetched import fetched
 
 # The sources stay as they are.
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(__file__).parents[1] / "build/hypothesis"))
@@ -70,3 +71,12 @@ def jax(monkeypatch):
     if current is not None:
         torch.cuda.set_device(current)
     return module
+
+
+@pytest.fixture(scope="session")
+def sglang_folder(request):
+    """The folder that has SGLang and what the tests need of its dependencies.
+
+    SGLang's kernel registry is made of msgspec structs; Triton interprets SGLang's kernels where there is no GPU.
+    """
+    return fetched(request.config, "sglang-0.5.23", "sglang==0.5.23", "msgspec==0.21.1", "triton==3.6.0")
