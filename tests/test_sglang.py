@@ -537,6 +537,34 @@ def test_a_tensor_that_moved_is_read_and_written_where_it_is_now(verify):
     torch.testing.assert_close(again, expected)
 
 
+def test_int32_lengths_of_a_decode_step_are_the_lengths_that_it_keeps(device):
+    """SGLang makes `cache_seqlens` by `seq_lens.to(torch.int32)`, which is the same buffer then."""
+    buffer = torch.tensor([5, 0, 9], dtype=torch.int32, device=device)
+    outputs = {name: torch.full((4,), UNTOUCHED, dtype=torch.int32, device=device) for name in ("cu", "dsa", "dsa_cu")}
+    table = torch.full((3, 4), UNTOUCHED, dtype=torch.int32, device=device)
+    plugin.fused_dsa_decode_metadata(
+        seq_lens=buffer[:3],
+        req_pool_indices=torch.tensor([1, 0, 1], device=device),
+        req_to_token=torch.arange(20, dtype=torch.int32, device=device).reshape(2, 10),
+        cache_seqlens=buffer.to(torch.int32),
+        cu_seqlens_k=outputs["cu"],
+        page_table_1=None,
+        dsa_cache_seqlens=outputs["dsa"],
+        dsa_cu_seqlens_k=outputs["dsa_cu"],
+        real_page_table=table,
+        bs=3,
+        max_len=10,
+        dsa_index_topk=7,
+        physical_page_size=3,
+    )
+    assert buffer.tolist() == [5, 0, 9]
+    assert outputs["cu"].tolist() == [0, 5, 5, 14]
+    assert outputs["dsa"].tolist() == [5, 0, 7, UNTOUCHED]
+    assert outputs["dsa_cu"].tolist() == [0, 5, 5, 12]
+    u = UNTOUCHED
+    assert table.tolist() == [[3, 4, u, u], [u] * 4, [3, 4, 5, u]]
+
+
 @pytest.mark.parametrize(("page_size", "absent"), [(1, "page_table_1"), (64, "real_page_table")])
 def test_a_table_that_sglang_needs_is_asked_for(verify, page_size, absent):
     arguments = verify.arguments | {"physical_page_size": page_size, absent: None}

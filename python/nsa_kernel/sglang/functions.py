@@ -38,7 +38,7 @@ def fused_dsa_decode_metadata(
         req_pool_indices=head(req_pool_indices, bs),
         req_to_token=req_to_token,
         page_size=physical_page_size,
-        cache_seqlens=cache_seqlens,
+        cache_seqlens=None if _same_memory(cache_seqlens, seq_lens) else cache_seqlens,
         cu_seqlens_k=cu_seqlens_k,
         nsa_cache_seqlens=head(dsa_cache_seqlens, bs),
         nsa_cu_seqlens_k=head(dsa_cu_seqlens_k, bs + 1),
@@ -165,6 +165,11 @@ def seqlens_expand_triton(
 def head(array: torch.Tensor, size: int) -> torch.Tensor:
     """The first `size` elements; most often that is all of them."""
     return array if array.numel() == size else array[:size]
+
+
+def _same_memory(output: torch.Tensor, lengths: torch.Tensor) -> bool:
+    """Whether they are one buffer, which int32 lengths of a decode step are: what SGLang writes there is there."""
+    return lengths.dtype is torch.int32 and output.data_ptr() == lengths.data_ptr()
 
 
 def _tables(
