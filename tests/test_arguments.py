@@ -1,6 +1,8 @@
 """Refused arguments: the exception, its exact message, and that nothing was written before it."""
 
 import array
+import contextlib
+import random
 import re
 
 import arguments
@@ -12,16 +14,18 @@ from arguments import (
     CALLS,
     DRAFT_EXTEND,
     LENGTH,
+    ONLY_NEVER_WAITING,
     OUTPUT,
     OUTPUT_TABLE,
     REPLAY,
     ROLES,
     TABLE,
+    drop_in,
     shape_that_fits,
     valid_arguments,
 )
 from exporters import Exporter, Layout
-from memory import lengths
+from memory import POISON, lengths
 from nsa_kernel.tools.benchmark import launch_empty_kernel
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -322,6 +326,127 @@ VALUES = [
 @pytest.mark.parametrize(("op", "message", "changes"), VALUES, ids=[message for _, message, _ in VALUES])
 def test_values_that_do_not_fit(device, op, message, changes):
     check_refusal(op, device, ValueError, message, **changes)
+
+
+# Overlaps.
+
+
+def strides_of(shape):
+    return (1,) if len(shape) == 1 else (shape[1], 1)
+
+
+@pytest.mark.parametrize(
+    ("op", "output", "other"),
+    [
+        (op, output, other)
+        for (op, output), role in ROLES.items()
+        if role in (OUTPUT, OUTPUT_TABLE)
+        for that_op, other in ROLES
+        if that_op == op and other != output
+    ],
+)
+def test_an_output_that_overlaps(device, op, output, other):
+    """By its last element alone."""
+    shape, other_shape = shape_that_fits(op, output), shape_that_fits(op, other)
+    size = int(np.prod(shape))
+    memory = torch.full((1024,), POISON, dtype=torch.int32, device=device)
+    views = {
+        output: memory.as_strided(shape, strides_of(shape), 100),
+        other: memory.as_strided(other_shape, strides_of(other_shape), 100 + size - 1),
+    }
+    message = f"{output} overlaps {other}|{other} overlaps {output}"
+    for call in CALLS[op]:
+        if drop_in(call) and views.keys() & ONLY_NEVER_WAITING:
+            continue
+        fitting, outputs = valid_arguments(op, device, call)
+        with pytest.raises(ValueError, match=f"^{op}: ({message}), must have memory of its own$"):
+            call(**fitting | views)
+        assert bool((memory == POISON).all())
+        for name in outputs.keys() - views.keys():
+            outputs[name].check_untouched(name)
+
+
+def test_lengths_in_place_are_refused(device):
+    """Blocks read what others have written by then."""
+    k = lengths([3, 5], device=device)
+    with pytest.raises(ValueError, match=r"^fill_replay_metadata: cache_seqlens overlaps seq_lens, "):
+        nsa_kernel.fill_replay_metadata("target_verify", seq_lens=k, num_draft_tokens=2, cache_seqlens=k)
+    assert k.tolist() == [3, 5]
+
+
+def test_neighbours_are_no_overlap(device):
+    """Columns of one table, one after the other; and rows of another."""
+    wide = torch.full((3, 14), POISON, dtype=torch.int32, device=device)
+    wide[:, 12:] = torch.tensor([[4, 0], [2, 0], [3, 0]], device=device)
+    columns = {"page_table": wide[:, :4], "real_page_table": wide[:, 4:6], "req_to_token": wide[:, 6:10]}
+    wide[:, 6:10] = torch.arange(12, device=device).reshape(3, 4)
+    memory = torch.full((10,), POISON, dtype=torch.int32, device=device)
+    rows = {"cache_seqlens": memory[:3], "cu_seqlens_k": memory[3:7], "seqlens_expanded": memory[7:]}
+    inputs = {"seq_lens": wide[:, 12], "req_pool_indices": torch.tensor([2, 1, 0], device=device)}
+    nsa_kernel.fill_replay_metadata("decode", page_size=2, **inputs, **columns, **rows)
+    assert memory.tolist() == [4, 2, 3, 0, 4, 6, 9, 4, 2, 3]
+    p = POISON
+    assert wide[:, :6].tolist() == [[8, 9, 10, 11, 4, 5], [4, 5, p, p, 2, p], [0, 1, 2, p, 0, 1]]
+
+
+def test_inputs_may_overlap(device):
+    both, out = lengths([1, 0], device=device), words(2)(device)
+    pool = both.as_strided((2, 1), (1, 1))
+    table = torch.full((2, 1), POISON, dtype=torch.int32, device=device)
+    nsa_kernel.fill_replay_metadata(
+        "decode", seq_lens=both, req_pool_indices=both, req_to_token=pool, page_table=table, cache_seqlens=out
+    )
+    assert (out.tolist(), table.tolist()) == ([1, 0], [[0], [POISON]])
+
+
+def test_empty_arrays_overlap_nothing(device):
+    k, memory = lengths([3], device=device), words(3)(device)
+    nsa_kernel.fill_replay_metadata(
+        "decode", seq_lens=k, req_pool_indices=k, req_to_token=memory[:0].reshape(1, 0), cache_seqlens=memory[:1],
+        page_table=memory.as_strided((0, 3), (3, 1)), cu_seqlens_k=memory[1:],
+    )  # fmt: skip
+    assert memory.tolist() == [3, 0, 3]
+
+
+def elements(layout):
+    """The places in int32 words that an array has, of (start, rows, cols, row stride)."""
+    start, rows, cols, stride = layout
+    return {start + r * stride + c for r in range(rows) for c in range(cols)}
+
+
+def test_overlaps_are_found_exactly(random_cases):
+    """Any two layouts in one memory, also where rows are unequally far apart."""
+    found = 0
+    for seed, context in random_cases:
+        rng = random.Random(seed)
+        cols, other_cols = rng.randint(1, 5), rng.randint(1, 5)
+        output = rng.randint(0, 60), rng.randint(1, 6), cols, rng.randint(cols, 12)
+        other = rng.randint(0, 60), rng.randint(1, 6), other_cols, rng.randint(1, 12)
+        role = rng.choice(["req_to_token", "seq_lens", "int64", "real_page_table", "cu_seqlens_k"])
+        memory = torch.zeros(256, dtype=torch.int32)
+        if role == "real_page_table":
+            other = (*other[:3], max(other[3], other_cols))
+        elif role == "cu_seqlens_k":
+            other = other[0], 1, rng.randint(2, 6), 1
+        elif role == "int64":
+            other = other[0] // 2 * 2, other[1], 2, 2 * other[3]
+        elif role == "seq_lens":
+            other = other[0], other[1], 1, other[3]
+        start, rows, cols, stride = other
+        arrays = {"seq_lens": torch.zeros(1, dtype=torch.int32), "req_to_token": torch.zeros(1, 1, dtype=torch.int32)}
+        if role == "int64":
+            arrays["seq_lens"] = memory.view(torch.int64).as_strided((rows,), (stride // 2,), start // 2)
+        elif role in ("seq_lens", "cu_seqlens_k"):
+            arrays[role] = memory.as_strided((rows * cols,), (stride,), start)
+        else:
+            arrays[role] = memory.as_strided((rows, cols), (stride, 1), start)
+        arrays["req_pool_indices"] = torch.zeros_like(arrays["seq_lens"])
+        table = memory.as_strided(output[1:3], (output[3], 1), output[0])
+        overlap = bool(elements(output) & elements(other))
+        found += overlap
+        with context, pytest.raises(ValueError, match="overlaps") if overlap else contextlib.nullcontext():
+            nsa_kernel.fill_replay_metadata("decode", **arrays, page_table=table)
+    assert 0 < found < len(random_cases) or len(random_cases) == 1
 
 
 @pytest.mark.parametrize("value", [0, 1.5, ["basic"], b"basic"], ids=repr)

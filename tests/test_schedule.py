@@ -224,9 +224,9 @@ REFUSALS = [
     (ValueError, "schedule has 0 columns, must have 2", {"schedule": pairs(5, 0)}),
     (ValueError, "schedule has 1 rows, must have at least 2", {"schedule": pairs(1, 2)}),
     (ValueError, "schedule has 0 rows, must have at least 2", {"schedule": pairs(0, 2)}),
-    (ValueError, "schedule has row stride 4, must be contiguous", {"schedule": pairs(5, 2, row_stride=4)}),
+    (TypeError, "schedule has row stride 4, must be contiguous", {"schedule": pairs(5, 2, row_stride=4)}),
     (
-        ValueError,
+        TypeError,
         "schedule starts at an address that is not a multiple of 8, must be aligned",
         {"schedule": pairs(5, 2, offset=1)},
     ),
@@ -283,9 +283,9 @@ REFUSALS = [
     (TypeError, "topk_plan_format is a int, must be a str", {"topk_plan_format": 2}),
     (ValueError, "topk_plan has 6 rows, must have at least 7", {"topk_plan": pairs(6, 2)}),
     (ValueError, "topk_plan has 3 columns, must have 2", {"topk_plan": pairs(7, 3)}),
-    (ValueError, "topk_plan has row stride 3, must be contiguous", {"topk_plan": pairs(7, 2, row_stride=3)}),
+    (TypeError, "topk_plan has row stride 3, must be contiguous", {"topk_plan": pairs(7, 2, row_stride=3)}),
     (
-        ValueError,
+        TypeError,
         "topk_plan starts at an address that is not a multiple of 8, must be aligned",
         {"topk_plan": pairs(7, 2, offset=3)},
     ),

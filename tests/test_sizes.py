@@ -321,7 +321,7 @@ def test_what_cannot_be_counted_is_refused():
         nsa_kernel.fill_draft_extend_metadata(q, k, 7, huge, small)
     with pytest.raises(ValueError, match=r"seqlens_expanded has size 1073741825, must be at most 1073741824"):
         nsa_kernel.fill_replay_metadata("decode", seq_lens=k, nsa_index_topk=7, seqlens_expanded=huge)
-    tables = {"req_to_token": huge[: 2**20].reshape(1, -1), "page_table": huge[: 2**24].reshape(16, -1)}
+    table, pages = huge[: 2**24].reshape(16, -1), huge[2**24 : 2**24 + 10**8].reshape(-1, 1)
     message = r"page_table has shape \[16, 1048576\] and real_page_table \[100000000, 1\], must be smaller"
     with pytest.raises(ValueError, match=message):
         nsa_kernel.fill_replay_metadata(
@@ -329,6 +329,7 @@ def test_what_cannot_be_counted_is_refused():
             seq_lens=k,
             nsa_index_topk=7,
             req_pool_indices=q,
-            real_page_table=huge[: 10**8].reshape(-1, 1),
-            **tables,
+            req_to_token=small.reshape(1, -1),
+            page_table=table,
+            real_page_table=pages,
         )

@@ -41,9 +41,10 @@ bool is_numpy(nb::handle type) {
 struct TypeFacts {
   const ExchangeTable* table = nullptr;
   Framework framework = Framework::other;
-  bool is_fake = false;    ///< its arrays have no memory
-  bool is_buffer = false;  ///< it has a buffer and no DLPack
-  bool is_numpy = false;   ///< its arrays are on the CPU, like buffers, and own their memory or hold who does
+  bool is_fake = false;      ///< its arrays have no memory
+  bool is_buffer = false;    ///< it has a buffer and no DLPack
+  bool has_storage = false;  ///< its arrays are views of torch's storages
+  bool is_numpy = false;     ///< its arrays are on the CPU, like buffers, and own their memory or hold who does
 
   /// JAX's arrays are immutable, which not every export says.
   bool is_jax() const { return framework == Framework::jax; }
@@ -59,9 +60,11 @@ class TypeCache {
       if (known == nullptr) break;
     }
     const nb::handle handle = reinterpret_cast<PyObject*>(type);
-    const TypeFacts facts{look_up_table(type), framework_of(handle), is_fake(handle),
-                          PyType_GetSlot(type, Py_bf_getbuffer) != nullptr && !nb::hasattr(handle, "__dlpack__"),
-                          is_numpy(handle)};
+    TypeFacts facts{look_up_table(type), framework_of(handle)};
+    facts.is_fake = is_fake(handle);
+    facts.is_buffer = PyType_GetSlot(type, Py_bf_getbuffer) != nullptr && !nb::hasattr(handle, "__dlpack__");
+    facts.has_storage = facts.framework == Framework::torch && nb::hasattr(handle, "untyped_storage");
+    facts.is_numpy = is_numpy(handle);
     add(type, facts);
     return facts;
   }
@@ -318,9 +321,6 @@ Arguments::Tensor Arguments::read(const char* name, nb::handle array, int ndim, 
   if (raw.ndim != ndim) {
     refuse(name, "has " + std::to_string(raw.ndim) + " dimensions, must have " + std::to_string(ndim));
   }
-  for (int i = 0; i < ndim; ++i) {
-    if (raw.shape[i] < 0) refuse(name, "has size " + std::to_string(raw.shape[i]) + ", must have none below 0");
-  }
   Device device;
   switch (raw.device.device_type) {
     case kDlCpu:
@@ -336,7 +336,7 @@ Arguments::Tensor Arguments::read(const char* name, nb::handle array, int ndim, 
   tensor.is_int64 = int64;
   tensor.rows = ndim == 2 ? raw.shape[0] : 1;
   tensor.cols = raw.shape[ndim - 1];
-  const bool empty = tensor.rows == 0 || tensor.cols == 0;
+  const bool empty = tensor.rows <= 0 || tensor.cols <= 0;
   // A stride means something only where there is a next element.
   const bool has_strides = raw.strides != nullptr && !empty;
   tensor.stride = has_strides && tensor.cols > 1 ? raw.strides[ndim - 1] : 1;
@@ -358,7 +358,6 @@ Arguments::Tensor Arguments::read(const char* name, nb::handle array, int ndim, 
 
 LengthView Arguments::lengths(const char* name, nb::handle array) {
   const Tensor tensor = read(name, array, 1, false);
-  if (tensor.stride < 1) refuse(name, "has stride " + std::to_string(tensor.stride) + ", must have a positive one");
   if (tensor.is_int64) return {static_cast<const int64_t*>(tensor.data), tensor.cols, tensor.stride};
   return {static_cast<const int32_t*>(tensor.data), tensor.cols, tensor.stride};
 }
@@ -374,10 +373,6 @@ TableView<int32_t> Arguments::any_table(const char* name, nb::handle array, bool
   if (tensor.stride != 1) {
     refuse(name, "has stride " + std::to_string(tensor.stride) + " in its last dimension, must be contiguous there");
   }
-  const int64_t least = writable ? tensor.cols : 1;
-  if (tensor.row_stride < least && tensor.rows > 1) {
-    refuse(name, "has row stride " + std::to_string(tensor.row_stride) + ", must be at least " + std::to_string(least));
-  }
   return {static_cast<int32_t*>(tensor.data), tensor.rows, tensor.cols, tensor.row_stride};
 }
 
@@ -392,10 +387,8 @@ HeldArrays Arguments::hold() {
   HeldArrays held = std::move(held_);
   for (size_t i = 0; i < count_; ++i) {
     held.objects.push_back(nb::borrow(arrays_[i]));
-    // The storage of a torch tensor can be replaced, and an export holds the tensor alone.
-    if (types.of(Py_TYPE(arrays_[i].ptr())).framework != Framework::torch) continue;
-    const nb::object storage = nb::getattr(arrays_[i], "untyped_storage", nb::none());
-    if (!storage.is_none()) held.objects.push_back(storage());
+    // A tensor can be given another storage, and an export holds the tensor alone.
+    if (types.of(Py_TYPE(arrays_[i].ptr())).has_storage) held.objects.push_back(arrays_[i].attr("untyped_storage")());
   }
   return held;
 }

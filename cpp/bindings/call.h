@@ -49,7 +49,7 @@ class Call {
   Call(const List& list, PyObject* const* values, nanobind::handle stream = {})
       : list_(list), values_(values), stream_(stream) {
     list_.for_each([&](size_t i, const auto& argument) {
-      if (is_array(role(argument)) && values_[i] != nullptr && values_[i] != Py_None) arrays_[count_++] = values_[i];
+      if (is_array(argument.kRole) && values_[i] != nullptr && values_[i] != Py_None) arrays_[count_++] = values_[i];
     });
   }
 
@@ -66,7 +66,7 @@ class Call {
     // Numbers before addresses: reading one may run Python code.
     for (const bool arrays : {false, true}) {
       list_.for_each([&](size_t i, const auto& argument) {
-        if (is_array(role(argument)) != arrays) return;
+        if (is_array(argument.kRole) != arrays) return;
         if (values_[i] == nullptr) return;
         assign(buffers.*argument.field, arguments, argument, values_[i]);
       });
@@ -76,14 +76,9 @@ class Call {
   }
 
  private:
-  template <class Struct, class Field>
-  static constexpr Role role(const Argument<Struct, Field>&) {
-    return RoleOf<Field>::value;
-  }
-
   template <class Field, class Entry>
   static void assign(Field& into, Arguments& arguments, const Entry& argument, nanobind::handle value) {
-    constexpr Role kRole = RoleOf<Field>::value;
+    constexpr Role kRole = Entry::kRole;
     const char* name = argument.name;
     if constexpr (is_array(kRole)) {
       if (value.is_none() && !argument.is_required) return;

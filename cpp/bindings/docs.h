@@ -29,7 +29,7 @@ inline constexpr const char* kCudaErrorDoc =
 #define NSA_KERNEL_RAISES                                                                                         \
   "\nRaises:\n"                                                                                                   \
   "    TypeError: An argument is not an array, or its dtype, rank, layout, device kind or stream does not fit.\n" \
-  "    ValueError: Sizes or devices disagree, or a number or word is not allowed.\n"                              \
+  "    ValueError: Sizes or devices disagree, outputs overlap, or a number or word is not allowed.\n"             \
   "    CudaError: CUDA failed.\n"
 
 inline constexpr Docs kFillDraftExtendDocs{

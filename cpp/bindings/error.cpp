@@ -5,6 +5,7 @@
 
 #include "docs.h"
 #include "nsa_kernel/error.h"
+#include "require.h"
 
 namespace nb = nanobind;
 
@@ -51,6 +52,8 @@ void set_python_error() noexcept {
     PyErr_SetString(type_of(error), error.what());
   } catch (const CudaError& error) {
     set_cuda_error(error);
+  } catch (const LayoutError& error) {
+    PyErr_SetString(PyExc_TypeError, error.what());
   } catch (const std::invalid_argument& error) {
     PyErr_SetString(PyExc_ValueError, error.what());
   } catch (const std::bad_alloc& error) {

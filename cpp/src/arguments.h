@@ -33,66 +33,7 @@ constexpr const char* word_of(T value) {
   return nullptr;
 }
 
-/// One argument: a member of the op's struct, whose type says what it is. A LengthView is an input of lengths, a View
-/// an output, a TableView of constants an input table, another TableView an output table; the rest are numbers, words
-/// and flags. Where an optional one is not given, the member keeps its initializer.
-template <class Struct, class Field>
-struct Argument {
-  const char* name;
-  Field Struct::* field;
-  bool is_required;
-  const char* shape;     ///< of an array, in words; empty for others
-  const char* sentence;  ///< its line of the documentation
-};
-
-template <class Struct, class Field>
-constexpr Argument<Struct, Field> required(const char* name, Field Struct::* field, const char* shape,
-                                           const char* sentence) {
-  return {name, field, true, shape, sentence};
-}
-
-template <class Struct, class Field>
-constexpr Argument<Struct, Field> required(const char* name, Field Struct::* field, const char* sentence) {
-  return {name, field, true, "", sentence};
-}
-
-template <class Struct, class Field>
-constexpr Argument<Struct, Field> optional(const char* name, Field Struct::* field, const char* shape,
-                                           const char* sentence) {
-  return {name, field, false, shape, sentence};
-}
-
-template <class Struct, class Field>
-constexpr Argument<Struct, Field> optional(const char* name, Field Struct::* field, const char* sentence) {
-  return {name, field, false, "", sentence};
-}
-
-/// All arguments of an op.
-template <class... Entries>
-struct ArgumentList {
-  static constexpr size_t kSize = sizeof...(Entries);
-
-  const char* op;     ///< as messages name it
-  size_t positional;  ///< so many may go by position, the others by name alone
-  std::tuple<Entries...> entries;
-
-  /// Calls `visit(i, argument)` for each, in order.
-  template <class Visit>
-  constexpr void for_each(Visit visit) const {
-    std::apply(
-        [&](const auto&... argument) {
-          size_t i = 0;
-          (visit(i++, argument), ...);
-        },
-        entries);
-  }
-};
-
-template <class... Entries>
-constexpr ArgumentList<Entries...> argument_list(const char* op, size_t positional, Entries... entries) {
-  return {op, positional, {entries...}};
-}
-
+/// What an argument is.
 enum class Role { lengths, output, table, output_table, number, word, flag };
 
 template <class Field>
@@ -125,5 +66,81 @@ struct RoleOf<TableView<int32_t>> {
 
 constexpr bool is_array(Role role) { return role <= Role::output_table; }
 constexpr bool is_output(Role role) { return role == Role::output || role == Role::output_table; }
+
+/// One argument: a member of the op's struct, whose type says what it is. A LengthView is an input of lengths, a View
+/// an output, a TableView of constants an input table, another TableView an output table; the rest are numbers, words
+/// and flags. Where an optional one is not given, the member keeps its initializer.
+template <class Struct, class Field>
+struct Argument {
+  static constexpr Role kRole = RoleOf<Field>::value;
+
+  const char* name;
+  Field Struct::* field;
+  bool is_required;
+  const char* shape;     ///< of an array, in words; empty for others
+  const char* sentence;  ///< its line of the documentation
+};
+
+/// The role of an argument, by its type.
+template <class Entry>
+inline constexpr Role kRoleOf = std::remove_cvref_t<Entry>::kRole;
+
+template <class Struct, class Field>
+constexpr Argument<Struct, Field> required(const char* name, Field Struct::* field, const char* shape,
+                                           const char* sentence) {
+  return {name, field, true, shape, sentence};
+}
+
+template <class Struct, class Field>
+constexpr Argument<Struct, Field> required(const char* name, Field Struct::* field, const char* sentence) {
+  return {name, field, true, "", sentence};
+}
+
+template <class Struct, class Field>
+constexpr Argument<Struct, Field> optional(const char* name, Field Struct::* field, const char* shape,
+                                           const char* sentence) {
+  return {name, field, false, shape, sentence};
+}
+
+template <class Struct, class Field>
+constexpr Argument<Struct, Field> optional(const char* name, Field Struct::* field, const char* sentence) {
+  return {name, field, false, "", sentence};
+}
+
+/// All arguments of an op.
+template <class... Entries>
+struct ArgumentList {
+  static constexpr size_t kSize = sizeof...(Entries);
+  static constexpr size_t kArrays = (size_t{0} + ... + size_t{is_array(kRoleOf<Entries>)});
+
+  const char* op;     ///< as messages name it
+  size_t positional;  ///< so many may go by position, the others by name alone
+  std::tuple<Entries...> entries;
+
+  /// Calls `visit(i, argument)` for each, in order.
+  template <class Visit>
+  constexpr void for_each(Visit visit) const {
+    std::apply(
+        [&](const auto&... argument) {
+          size_t i = 0;
+          (visit(i++, argument), ...);
+        },
+        entries);
+  }
+
+  /// The same for its arrays alone, counted among themselves.
+  template <class Visit>
+  constexpr void for_each_array(Visit visit) const {
+    size_t count = 0;
+    for_each([&](size_t, const auto& argument) {
+      if constexpr (is_array(kRoleOf<decltype(argument)>)) visit(count++, argument);
+    });
+  }
+};
+
+template <class... Entries>
+constexpr ArgumentList<Entries...> argument_list(const char* op, size_t positional, Entries... entries) {
+  return {op, positional, {entries...}};
+}
 
 }  // namespace nsa_kernel

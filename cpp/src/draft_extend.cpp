@@ -1,6 +1,7 @@
 #include "nsa_kernel/draft_extend.h"
 
 #include "batch.h"
+#include "check_arrays.h"
 #include "draft_extend_arguments.h"
 #include "launch.h"
 #include "require.h"
@@ -12,6 +13,7 @@ namespace {
 constexpr Require require(kDraftExtendArguments.op);
 
 DraftExtend checked(DraftExtend buffers, Variant variant) {
+  check_arrays(require, kDraftExtendArguments, buffers);
   require(word_of(variant) != nullptr, "variant is ", static_cast<int64_t>(variant),
           ", must be basic, adaptive or optimized");
   require.countable("extend_seq_lens", buffers.extend_seq_lens.size);

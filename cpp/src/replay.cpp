@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "check_arrays.h"
 #include "launch.h"
 #include "replay_arguments.h"
 #include "replay_batch.h"
@@ -66,9 +67,9 @@ void check_outputs(const Replay& args) {
 void check_pairs(const char* name, const TableView<int32_t>& pairs) {
   require(pairs.cols == 2, name, " has ", pairs.cols, " columns, must have 2");
   require.countable(name, pairs.rows);
-  require(pairs.row_stride == 2, name, " has row stride ", pairs.row_stride, ", must be contiguous");
-  require(reinterpret_cast<uintptr_t>(pairs.data) % 8 == 0, name,
-          " starts at an address that is not a multiple of 8, must be aligned");
+  require.layout(pairs.row_stride == 2, name, " has row stride ", pairs.row_stride, ", must be contiguous");
+  require.layout(reinterpret_cast<uintptr_t>(pairs.data) % 8 == 0, name,
+                 " starts at an address that is not a multiple of 8, must be aligned");
 }
 
 void check_schedule(const Replay& args) {
@@ -153,6 +154,7 @@ bool topk_plan_is_read(const Replay& args) {
 /// `num_draft_tokens` the tokens of every request unless `extend_seq_lens` is given, and `topk_plan` is absent where
 /// nothing is written.
 Replay checked(Replay args) {
+  check_arrays(require, kReplayArguments, args);
   require.countable("seq_lens", args.seq_lens.size);
   check_topk(args);
   check_mode(args);

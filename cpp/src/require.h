@@ -9,6 +9,12 @@
 
 namespace nsa_kernel {
 
+/// A layout that does not fit: strides, alignment, or what no producer of an array may state. Python's TypeError.
+class LayoutError : public std::invalid_argument {
+ public:
+  using std::invalid_argument::invalid_argument;
+};
+
 /// The checks of one op.
 class Require {
  public:
@@ -17,8 +23,13 @@ class Require {
   /// Throws the message made of `parts` unless `holds`.
   template <class... Parts>
   void operator()(bool holds, const Parts&... parts) const {
-    if (holds) return;
-    throw std::invalid_argument(std::string(op_) + ": " + (text(parts) + ...));
+    if (!holds) refuse<std::invalid_argument>(parts...);
+  }
+
+  /// The same of a layout.
+  template <class... Parts>
+  void layout(bool holds, const Parts&... parts) const {
+    if (!holds) refuse<LayoutError>(parts...);
   }
 
   void at_most(const char* name, int64_t value, int64_t most) const {
@@ -45,6 +56,11 @@ class Require {
   }
 
  private:
+  template <class Error, class... Parts>
+  [[noreturn, gnu::noinline, gnu::cold]] void refuse(const Parts&... parts) const {
+    throw Error(std::string(op_) + ": " + (text(parts) + ...));
+  }
+
   static std::string text(const char* part) { return part; }
   static std::string text(int64_t part) { return std::to_string(part); }
 

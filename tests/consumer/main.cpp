@@ -135,27 +135,117 @@ void refresh_no_request(Device device) {
   }
 }
 
+/// Expects the call to be refused in words that contain `what`.
 template <class Call>
 void expect_refusal(const std::string& what, Call call) {
+  std::string words = "nothing";
   try {
     call();
-    std::cerr << what << " is not refused\n";
-    ++failures;
-  } catch (const std::invalid_argument&) {
+  } catch (const std::invalid_argument& error) {
+    words = error.what();
   }
+  if (words.find(what) != std::string::npos) return;
+  std::cerr << "the refusal is: " << words << ", must contain: " << what << '\n';
+  ++failures;
+}
+
+/// A decode of two requests that fits, once `change` has changed it; its plan refuses it.
+template <class Change>
+void expect_refused_replay(const std::string& what, Change change) {
+  static const Words seq_lens({}, {3, 2}), rows({}, {1, 0}), source({}, 8), slots({}, 8), sums({}, 3);
+  nsa_kernel::Replay buffers;
+  buffers.seq_lens = seq_lens.lengths();
+  buffers.req_pool_indices = rows.lengths();
+  buffers.req_to_token = source.table<const int32_t>(2);
+  buffers.page_table = slots.table<int32_t>(2);
+  buffers.cu_seqlens_k = sums.view();
+  const nsa_kernel::ReplayPlan fits(buffers);
+  change(buffers);
+  expect_refusal("fill_replay_metadata: " + what, [&] { const nsa_kernel::ReplayPlan plan(buffers); });
+  slots.expect("page_table of a refused plan", std::vector<int32_t>(8, -1));
+  sums.expect("cu_seqlens_k of a refused plan", std::vector<int32_t>(3, -1));
+}
+
+/// What the type of an array cannot say, and Python's arrays have right by then.
+void refuse_bad_layouts() {
+  using nsa_kernel::Replay;
+  expect_refused_replay("page_table has row stride 0, must be at least 4", [](Replay& buffers) {
+    nsa_kernel::TableView<int32_t> by_fields;
+    by_fields.data = buffers.page_table.data;
+    by_fields.rows = 2;
+    by_fields.cols = 4;
+    buffers.page_table = by_fields;
+  });
+  expect_refused_replay("req_to_token has row stride 0, must be at least 1",
+                        [](Replay& buffers) { buffers.req_to_token.row_stride = 0; });
+  expect_refused_replay("req_to_token has row stride -4, must be at least 1",
+                        [](Replay& buffers) { buffers.req_to_token.row_stride = -4; });
+  expect_refused_replay("page_table has row stride -4, must be at least 4",
+                        [](Replay& buffers) { buffers.page_table.row_stride = -4; });
+  expect_refused_replay("page_table has row stride 3, must be at least 4",
+                        [](Replay& buffers) { buffers.page_table.row_stride = 3; });
+  expect_refused_replay("page_table has size -2, must have none below 0",
+                        [](Replay& buffers) { buffers.page_table.rows = -2; });
+  expect_refused_replay("req_to_token has size -4, must have none below 0",
+                        [](Replay& buffers) { buffers.req_to_token.cols = -4; });
+  expect_refused_replay("cu_seqlens_k has size -1, must have none below 0",
+                        [](Replay& buffers) { buffers.cu_seqlens_k.size = -1; });
+  expect_refused_replay("seq_lens has size -2, must have none below 0",
+                        [](Replay& buffers) { buffers.seq_lens.size = buffers.req_pool_indices.size = -2; });
+  expect_refused_replay("seq_lens has stride 0, must have a positive one",
+                        [](Replay& buffers) { buffers.seq_lens.stride = 0; });
+  expect_refused_replay("req_pool_indices has stride -1, must have a positive one",
+                        [](Replay& buffers) { buffers.req_pool_indices.stride = -1; });
+  expect_refused_replay("seq_lens has elements and no address, must have both",
+                        [](Replay& buffers) { buffers.seq_lens.int32 = nullptr; });
+  expect_refused_replay("cu_seqlens_k has elements and no address, must have both",
+                        [](Replay& buffers) { buffers.cu_seqlens_k.data = nullptr; });
+  expect_refused_replay("page_table has elements and no address, must have both",
+                        [](Replay& buffers) { buffers.page_table.data = nullptr; });
+  expect_refused_replay("req_to_token has elements and no address, must have both",
+                        [](Replay& buffers) { buffers.req_to_token.data = nullptr; });
+  expect_refused_replay("req_to_token reaches past the last address, must lie in memory",
+                        [](Replay& buffers) { buffers.req_to_token.row_stride = int64_t{1} << 62; });
+  expect_refused_replay("page_table reaches past the last address, must lie in memory",
+                        [](Replay& buffers) { buffers.page_table.rows = int64_t{1} << 62; });
+  expect_refused_replay("device type is 7, must be cpu or cuda",
+                        [](Replay& buffers) { buffers.device.type = static_cast<DeviceType>(7); });
+  expect_refused_replay("page_table overlaps req_to_token, must have memory of its own", [](Replay& buffers) {
+    buffers.page_table.data = const_cast<int32_t*>(buffers.req_to_token.data) + 7;
+  });
+  expect_refused_replay("schedule has row stride 3, must be contiguous", [](Replay& buffers) {
+    alignas(8) static int32_t pairs[6];
+    buffers.schedule = {pairs, 2, 2, 3};
+    buffers.schedule_format = nsa_kernel::ScheduleFormat::deepgemm_sm90;
+  });
+}
+
+/// One row has no next one, and nothing has no address.
+void accept_strides_that_mean_nothing() {
+  const Words seq_lens({}, {3, 3}), source({}, {10, 11, 12}), slots({}, 3);
+  nsa_kernel::Replay buffers;
+  buffers.seq_lens = {seq_lens.lengths().int32, 1, 0};
+  buffers.req_pool_indices = {seq_lens.lengths().int32, 1, -7};
+  buffers.req_to_token = {source.view().data, 4, 3, 0};
+  buffers.req_to_token.rows = 1;
+  buffers.page_table = {slots.view().data, 1, 3, 0};
+  buffers.real_page_table = {slots.view().data, 5, 0, -1};
+  nsa_kernel::ReplayPlan(buffers).run();
+  slots.expect("page_table of one row", {0, 0, 0});  // row 3 is outside the pool
 }
 
 void refuse_bad_arguments() {
   const Words q({}, {2, 3}), k({}, {10});
   nsa_kernel::DraftExtend buffers;
-  expect_refusal("an unknown variant",
+  expect_refusal("variant is 3, must be basic, adaptive or optimized",
                  [&] { nsa_kernel::DraftExtendPlan(buffers, static_cast<nsa_kernel::Variant>(3)); });
   buffers.extend_seq_lens = q.lengths();
   buffers.seq_lens = k.lengths();
-  expect_refusal("a length more", [&] { nsa_kernel::fill_draft_extend_metadata(buffers); });
+  expect_refusal("seq_lens has 10 elements, must have as many as extend_seq_lens (2)",
+                 [&] { nsa_kernel::fill_draft_extend_metadata(buffers); });
   nsa_kernel::Replay replay;
   replay.mode = static_cast<nsa_kernel::Mode>(3);
-  expect_refusal("an unknown mode", [&] { nsa_kernel::fill_replay_metadata(replay); });
+  expect_refusal("mode is 3, must be decode", [&] { nsa_kernel::fill_replay_metadata(replay); });
 }
 
 void run(Device device, const std::string& name) {
@@ -172,6 +262,8 @@ int main() {
     const nsa_kernel::Info info = nsa_kernel::info();
     std::cout << "nsa_kernel " << info.version << '\n';
     refuse_bad_arguments();
+    refuse_bad_layouts();
+    accept_strides_that_mean_nothing();
     run({}, "cpu");
 #ifdef CONSUMER_CUDA
     std::cout << "CUDA " << CUDART_VERSION / 1000 << '.' << CUDART_VERSION % 1000 / 10 << '\n';
