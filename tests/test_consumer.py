@@ -53,6 +53,11 @@ def test_the_consumer_builds_and_runs(origin, tmp_path, request):
     run(CMAKE, "--build", tmp_path)
     lines = run(tmp_path / "consumer").splitlines()
     assert lines[0] == f"nsa_kernel {nsa_kernel.__version__}"
+    if origin == "python package" and nsa_kernel.get_kernel_info()["cuda_version"]:
+        (unpacked,) = tmp_path.glob("nsa_kernel-*")
+        machine_code = (unpacked / "machine_code").read_bytes()
+        assert machine_code.startswith(b"\x50\xed\x55\xba")  # what a fat binary begins with
+        assert machine_code in (unpacked / "lib" / "libnsa_kernel.a").read_bytes()
     assert "cpu ok" in lines
     if shutil.which("nvcc") and nsa_kernel.is_cuda_kernel_available():
         assert "cuda:0 ok" in lines
