@@ -1,0 +1,758 @@
+"""The vLLM plug-in against vLLM itself: the files of 0.33.0 that make metadata, out of its source distribution.
+
+What needs vLLM runs in a child process, where vllm_stubs.py imports it; Triton interprets its kernels on the CPU.
+"""
+
+import contextlib
+import dataclasses
+import fractions
+import importlib
+import inspect
+import json
+import os
+import random
+import subprocess
+import sys
+import tarfile
+import tempfile
+import traceback
+import types
+from pathlib import Path
+
+import nsa_kernel
+import nsa_kernel.vllm as plugin
+import pytest
+import torch
+import vllm_stubs
+from vllm_stubs import FLASHMLA, INDEXER, PAGE, UNTOUCHED, WIDTH, int32, make_batch, make_builder, make_sparse_builder
+
+VLLM = "vllm==0.33.0"
+NEEDED = ["triton==3.8.0"]  # its interpreter takes the NumPy of these tests
+DOWNLOADER = "unearth==0.19.0"  # pip would build what it downloads
+PEERS = Path(__file__).parent.parent / ".peers"
+BUILDER = f"{INDEXER}.DeepseekV32IndexerMetadataBuilder"
+KERNELS = "vllm.v1.attention.ops.metadata"
+SPARSE_MLA = "vllm.model_executor.layers.attention.sparse_mla_attention"
+LEVELS = {
+    "kernels": [f"{KERNELS}._indexer_decode_metadata_kernel", f"{KERNELS}._token_request_mapping_kernel"],
+    "methods": [
+        f"{BUILDER}._prepare_decode_tensors",
+        f"{BUILDER}.update_draft_decode_metadata",
+        f"{INDEXER}.build_prefill_chunk_metadata",
+    ],
+    "build": [f"{BUILDER}.build"],
+    "sparse MLA": [
+        f"{SPARSE_MLA}.SparseMLACommonMetadataBuilder.build",
+        "vllm.v1.attention.backend.CommonAttentionMetadata.token_to_req_indices",
+        f"{FLASHMLA}.FlashMLASparseMetadataBuilder._build_fp8_separate_prefill_decode",
+    ],
+}
+
+
+@pytest.fixture(scope="session")
+def vllm_folder():
+    """The folder that has vLLM's Python files, fetched once and kept in .peers."""
+    folder = PEERS / "vllm-0.33.0-py{}.{}".format(*sys.version_info)
+    if folder.is_dir():
+        return folder
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    tools = unfinished / "tools"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--only-binary=:all:", "--retries=1", "--upgrade"]
+    download = [sys.executable, "-m", "unearth", "--no-binary", "--download", unfinished, VLLM]
+    if index := os.environ.get("PIP_INDEX_URL"):
+        download += ["--index-url", index]
+    for command in (
+        [*pip, "--target", tools, DOWNLOADER],
+        [*pip, "--no-deps", "--target", unfinished, *NEEDED],
+        download,
+    ):
+        environment = os.environ | {"PYTHONPATH": str(tools)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = f"{VLLM} cannot be fetched: {(done.stderr or done.stdout).strip().splitlines()[-1:]}"
+            if os.environ.get("NSA_KERNEL_TEST_VLLM") == "required":
+                pytest.fail(reason)
+            pytest.skip(reason)
+    [archive] = unfinished.glob("vllm-*.tar.gz")
+    with tarfile.open(archive) as members:
+        for member in members:
+            _, _, member.name = member.name.partition("/")
+            if member.name.startswith("vllm/") and member.name.endswith(".py"):
+                members.extract(member, unfinished, filter="data")
+    archive.unlink()
+    (unfinished / ".gitignore").write_text("*\n")
+    unfinished.rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def in_child(vllm_folder):
+    """Runs a function of this module in a process where vLLM can be imported; returns what it printed.
+
+    The process is a fork of one that has imported torch and Triton, as vLLM's workers are.
+    """
+    folders = [vllm_folder, Path(__file__).parent, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders)), "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", f"import test_vllm; test_vllm.serve({str(vllm_folder)!r})"]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+
+        def run_in_child(function, *arguments, **environment):
+            server.stdin.write(json.dumps([function.__name__, arguments, environment]) + "\n")
+            server.stdin.flush()
+            status, output = json.loads(server.stdout.readline())
+            assert status == 0, output
+            return output
+
+        yield run_in_child
+        server.stdin.close()
+
+
+def serve(folder):
+    importlib.import_module("triton.language")
+    for request in sys.stdin:
+        name, arguments, environment = json.loads(request)
+        with tempfile.TemporaryFile("w+") as output:
+            child = os.fork()
+            if child == 0:
+                os.dup2(output.fileno(), 1)
+                os.dup2(output.fileno(), 2)
+                os.environ.update(environment)
+                status = 1
+                try:
+                    globals()[name](folder, *arguments)
+                    status = 0
+                except BaseException:
+                    traceback.print_exc()
+                sys.stdout.flush()
+                os._exit(status)
+            _, status = os.waitpid(child, 0)
+            output.seek(0)
+            print(json.dumps([status, output.read()]), flush=True)
+
+
+def holder(target):
+    """The module or class that has the target, and its name there."""
+    path, _, name = target.rpartition(".")
+    module, _, last = path.rpartition(".")
+    if last[0].isupper():
+        return getattr(importlib.import_module(module), last), name
+    return importlib.import_module(path), name
+
+
+def find(target):
+    return getattr(*holder(target))
+
+
+def found():
+    return {target: find(target) for targets in LEVELS.values() for target in targets}
+
+
+def load_plugins(usable=True, log=True):
+    """Has vLLM's own loader find and run the plug-in, as if on a GPU; nobody may ask for one meanwhile."""
+
+    def asked():
+        raise AssertionError("the plug-in asks for a GPU while it is loaded")
+
+    asking = {name: getattr(nsa_kernel, name) for name in ("is_cuda_kernel_available", "get_kernel_info")}
+    nsa_kernel.is_cuda_kernel_available = nsa_kernel.get_kernel_info = asked
+    if log:
+        set_up_log()
+    importlib.import_module("vllm.plugins").load_general_plugins()
+    vars(nsa_kernel).update(asking)
+    if usable:
+        nsa_kernel.is_cuda_kernel_available = lambda: True
+    assert not torch.cuda.is_initialized()
+
+
+def set_up_log():
+    importlib.import_module("vllm.logger")._configure_vllm_root_logger()
+
+
+def said(log):
+    """What the plug-in logged, through vLLM's own handler."""
+    lines = [line.partition("] ")[2] for line in log.splitlines() if "nsa_kernel" in line and "] " in line]
+    return [line for line in lines if line.startswith("nsa_kernel")]
+
+
+def replaces(level, targets):
+    names = ", ".join(target.rpartition(".")[2] for target in targets)
+    return f"nsa_kernel {nsa_kernel.__version__} replaces vLLM's {level}: {names}"
+
+
+# The plug-in.
+
+
+def child_loads_plugins(folder):
+    vllm_stubs.import_vllm(folder)
+    before = found()
+    load_plugins()
+    for target, own in before.items():
+        now = find(target)
+        if target in LEVELS["kernels"]:
+            assert type(now).__name__ == "KernelOverride"
+            assert now.warmup == own.warmup
+            now = now.func
+        assert now.__module__ == "nsa_kernel.vllm"
+    after = found()
+    plugin.register()
+    assert found() == after
+
+
+def test_vllm_discovers_the_plugin(in_child):
+    log = in_child(child_loads_plugins)
+    assert said(log) == [replaces(*level) for level in LEVELS.items()]
+
+
+def child_logs_late(folder):
+    """Some of vLLM's processes set up logging after they load plug-ins."""
+    vllm_stubs.import_vllm(folder)
+    load_plugins(log=False)
+    set_up_log()
+    print("started")
+    for _ in range(2):
+        importlib.import_module(KERNELS).compute_token_to_req_indices(int32([0, 1]), int32([0]), 1, 1)
+
+
+def test_the_log_lines_wait_for_the_log(in_child):
+    log = in_child(child_logs_late)
+    assert log.startswith("started\n")
+    assert said(log) == [replaces(*level) for level in LEVELS.items()]
+
+
+def child_compares_signatures(folder):
+    vllm_stubs.import_vllm(folder)
+    for level in plugin._LEVELS.values():
+        for target, function in level.replacements.items():
+            own = find(target)
+            theirs = list(inspect.signature(getattr(own, "fn", own)).parameters.values())
+            ours = list(inspect.signature(function).parameters.values())
+            if target in LEVELS["kernels"]:
+                assert ours.pop().name == "num_warps"
+            for one, other in zip(ours, theirs, strict=True):
+                assert (one.name, one.kind, one.default) == (other.name, other.kind, other.default), target
+    print("equal")
+
+
+def test_signatures_are_vllms(in_child):
+    assert in_child(child_compares_signatures) == "equal\n"
+
+
+def child_stays_untouched(folder, attribute=None, value=None):
+    vllm_stubs.import_vllm(folder)
+    if attribute:
+        setattr(torch.version, attribute, value)
+    before = found()
+    load_plugins()
+    assert found() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "reason"),
+    [
+        ([], {"NSA_KERNEL_VLLM": "0"}, "NSA_KERNEL_VLLM is 0"),
+        (["hip", "7.0"], {}, "torch is built for ROCm"),
+        (["cuda", None], {}, "torch is built without CUDA"),
+    ],
+    ids=["switched_off", "rocm", "cpu"],
+)
+def test_vllm_stays_untouched_and_the_log_says_why(in_child, arguments, environment, reason):
+    log = in_child(child_stays_untouched, *arguments, **environment)
+    assert said(log) == [f"nsa_kernel leaves vLLM as it is: {reason}"]
+
+
+def child_deselected(folder):
+    child_stays_untouched(folder)
+    print("untouched")
+
+
+def test_vllms_own_selection_of_plugins_holds(in_child):
+    log = in_child(child_deselected, VLLM_PLUGINS="another")
+    assert "untouched" in log
+    assert said(log) == []
+
+
+def child_replaces(folder, *levels, version="0.33.0", change=None):
+    """Loads the plug-in, and sees whether these levels alone are replaced."""
+    vllm_stubs.import_vllm(folder, version)
+    if change:
+        setattr(*holder(change), another_source)
+    before = found()
+    load_plugins()
+    after = found()
+    for level, targets in LEVELS.items():
+        assert all((after[target] is not before[target]) == (level in levels) for target in targets), level
+
+
+def another_source(self, *args):
+    """Differs from whatever it stands for."""
+
+
+def child_of_another_version(folder):
+    child_replaces(folder, "kernels", version="0.34.0")
+
+
+def test_another_version_keeps_all_but_known_kernels(in_child):
+    log = in_child(child_of_another_version)
+    reason = "vLLM 0.34.0 is not known"
+    assert said(log) == [
+        replaces("kernels", LEVELS["kernels"]),
+        *(f"nsa_kernel leaves vLLM's {level} in place: {reason}" for level in LEVELS if level != "kernels"),
+    ]
+
+
+def child_of_a_local_version(folder):
+    child_replaces(folder, *LEVELS, version="0.33.0+cu129")
+
+
+def test_a_local_version_is_the_version(in_child):
+    assert len(said(in_child(child_of_a_local_version))) == len(LEVELS)
+
+
+def child_with_functions_alone(folder):
+    child_replaces(folder, "kernels")
+
+
+def test_the_switch_leaves_the_kernels_alone(in_child):
+    log = in_child(child_with_functions_alone, NSA_KERNEL_VLLM="functions")
+    assert said(log) == [
+        replaces("kernels", LEVELS["kernels"]),
+        *(f"nsa_kernel leaves vLLM's {level} in place: NSA_KERNEL_VLLM is functions" for level in list(LEVELS)[1:]),
+    ]
+
+
+def child_with_changed_source(folder, change, *levels):
+    child_replaces(folder, *levels, change=change)
+
+
+CHANGES = {  # what changes, and the levels that are left
+    f"{KERNELS}._token_request": ["methods", "build", "sparse MLA"],
+    f"{BUILDER}.update_draft_decode_metadata": ["kernels", "build", "sparse MLA"],
+    f"{BUILDER}._dcp_localize_decode_seq_lens": ["kernels", "methods", "sparse MLA"],
+    f"{BUILDER}.build": ["kernels", "sparse MLA"],
+    f"{INDEXER}.DeepseekV32IndexerMetadata": ["kernels", "sparse MLA"],
+    f"{SPARSE_MLA}.SparseMLACommonMetadataBuilder.build": ["kernels", "methods", "build"],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.rpartition(".")[2])
+def test_changed_source_leaves_the_level_in_place(in_child, change):
+    log = said(in_child(child_with_changed_source, change, *CHANGES[change]))
+    left = [level for level in LEVELS if level not in CHANGES[change]]
+    told = [line for line in log if f"in place: {change} has another source (" in line]
+    assert [line.partition("'s ")[2].partition(" in place")[0] for line in told] == left
+    assert len(log) == len(LEVELS)
+
+
+def child_with_a_module_that_fails(folder):
+    vllm_stubs.import_vllm(folder)
+
+    class Fails:
+        def find_spec(self, name, path=None, target=None):
+            if name == INDEXER:
+                raise RuntimeError("no driver")
+
+    sys.meta_path.insert(0, Fails())
+    load_plugins()
+
+
+def test_a_module_that_fails_is_told(in_child):
+    kernels, *others = said(in_child(child_with_a_module_that_fails))
+    assert kernels == replaces("kernels", LEVELS["kernels"])
+    assert others[0].startswith("nsa_kernel leaves vLLM's methods in place: ")
+    assert others[0].endswith(" cannot be found (no driver)")
+
+
+def child_with_a_registry_that_fails(folder):
+    vllm_stubs.import_vllm(folder)
+    importlib.import_module("vllm.triton_utils.dispatcher").register_kernels = None
+    load_plugins()
+    print("goes on")
+
+
+def test_register_never_raises(in_child):
+    log = in_child(child_with_a_registry_that_fails)
+    assert "nsa_kernel could not be registered" in log
+    assert log.endswith("goes on\n")
+
+
+def child_without_a_usable_gpu(folder):
+    vllm_stubs.import_vllm(folder)
+    own = {target: find(target) for target in LEVELS["kernels"]}
+    load_plugins(usable=False)
+    nsa_kernel.is_cuda_kernel_available = lambda: False
+    nsa_kernel.get_kernel_info = lambda: {"reason": "no CUDA device"}
+    nsa_kernel.fill_token_requests = nsa_kernel.fill_indexer_decode_metadata = None
+    for case in [Case(0, family=90, drafts=2, kind="uniform"), Case(1, family=100, kind="mixed")]:
+        builder, batch = case.builder(), case.batch()
+        with originals(own):
+            expected = run(builder, batch)
+        assert_equal(run(builder, batch), expected, case.name)
+    requests = torch.full((9,), UNTOUCHED, dtype=torch.int32)
+    importlib.import_module(KERNELS).compute_token_to_req_indices(int32([0, 2, 5]), requests, 5, 9)
+    assert requests.tolist() == [0, 0, 1, 1, 1, 0, 0, 0, 0]
+
+
+def test_without_a_usable_gpu_vllm_goes_its_own_way(in_child):
+    *loaded, last = said(in_child(child_without_a_usable_gpu))
+    assert len(loaded) == len(LEVELS)
+    assert last == "nsa_kernel is not used: no CUDA device"
+
+
+# What the replacements do.
+
+
+@contextlib.contextmanager
+def originals(own):
+    """Puts vLLM's own in place of what replaces it."""
+    replaced = {target: find(target) for target in own}
+    for target, value in own.items():
+        setattr(*holder(target), value)
+    try:
+        yield
+    finally:
+        for target, value in replaced.items():
+            setattr(*holder(target), value)
+
+
+class Case:
+    """A random builder and a batch for it; `fixed` are attributes that are not left to chance."""
+
+    def __init__(self, seed, **fixed):
+        self.rng = rng = random.Random(seed)
+        self.family, self.drafts = rng.choice([90, 90, 100]), rng.randrange(4)
+        self.ratio, world = rng.choice([1, 1, 4]), rng.choice([1, 1, 1, 2, 3, 4])
+        self.dcp = (world, rng.randrange(world), self.ratio * rng.choice([1, 2, 16]))
+        self.adaptive = rng.random() < 0.2
+        self.kind = rng.choice(["uniform", "padded", "short", "ragged", "empty", "mixed", "prefill", "prefill"])
+        self.requests = rng.choice([1, 2, rng.randint(1, 9)])
+        vars(self).update(fixed)
+        chosen = {name: value for name, value in vars(self).items() if name != "rng"}
+        self.name = f"Case({seed}, **{chosen})"
+
+    def builder(self, **options):
+        builder = make_builder(self.family, self.drafts, self.ratio, self.dcp, self.adaptive, **options)
+        builder.max_prefill_buffer_size = self.rng.choice([WIDTH * PAGE, WIDTH * PAGE * 8])
+        # Few enough logits that one request is more than one chunk.
+        logits = self.rng.choice([1 << 20, 1 << 13, 1 << 12])
+        megabytes = fractions.Fraction(4 * logits, 1 << 20)
+        importlib.import_module(INDEXER).envs = types.SimpleNamespace(VLLM_SPARSE_INDEXER_MAX_LOGITS_MB=megabytes)
+        return builder
+
+    def queries(self):
+        rng, most, n = self.rng, self.drafts + 1, self.requests
+        full = rng.randint(1, n)
+        if self.kind == "uniform":
+            return [most] * n
+        if self.kind == "padded":
+            return [most] * full + [0] * (n - full)
+        if self.kind == "short":
+            return [rng.randint(1, most)] * n
+        if self.kind == "ragged":
+            return [rng.randint(1, most) for _ in range(n)]
+        if self.kind == "empty":
+            return [most] + [rng.choice([most, 0]) for _ in range(n - 1)]
+        prefills = [rng.randint(most + 1, 20) for _ in range(rng.randint(1, 4))]
+        return prefills if self.kind == "prefill" else [most] * min(n, 4) + prefills
+
+    def batch(self):
+        rng, queries = self.rng, self.queries()
+        longest = WIDTH * PAGE * self.ratio
+        seq_lens = [q and rng.choice([q, rng.randint(q, longest), rng.randint(q, min(longest, 300))]) for q in queries]
+        generator = torch.Generator().manual_seed(rng.getrandbits(31))
+        table = torch.randint(1, 1 << 30, (len(queries) + 1, WIDTH + 3), dtype=torch.int32, generator=generator)
+        table = table.to(vllm_stubs.DEVICE)[: len(queries), :WIDTH]
+        decodes = self.kind not in ("mixed", "prefill")
+        num_tokens = sum(queries)
+        if decodes and self.kind != "uniform" and rng.random() < 0.7:
+            num_tokens = len(queries) * (max(queries) if self.kind == "short" else self.drafts + 1)
+        bound = self.drafts + 1 if decodes and rng.random() < 0.3 else None
+        return make_batch(queries, seq_lens, table, num_tokens, dcp=self.dcp[0] > 1, bound=bound)
+
+
+def flatten(value, name="metadata"):
+    """All that a dataclass holds, by its path."""
+    if dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from flatten(getattr(value, field.name), f"{name}.{field.name}")
+    elif isinstance(value, list):
+        yield f"{name}.length", len(value)
+        for index, item in enumerate(value):
+            yield from flatten(item, f"{name}[{index}]")
+    else:
+        yield name, value
+
+
+def run(builder, batch):
+    """Builds with every buffer untouched before; returns what was built, as values and as places in the buffers."""
+    buffers = {name: value for name, value in vars(builder).items() if isinstance(value, torch.Tensor)}
+    constant = ("offsets_buffer", "arange_buffer", "dcp_rank_tensor", "max_model_len_tensor")
+    for name, buffer in buffers.items():
+        if name not in constant:
+            buffer.fill_(UNTOUCHED)
+    return results(builder, batch, builder.build(0, batch))
+
+
+def results(builder, batch, metadata):
+    kept = {
+        value.data_ptr() for holder in (builder, batch) for value in vars(holder).values() if torch.is_tensor(value)
+    }
+    found = {}
+    for name, value in flatten(metadata):
+        if isinstance(value, torch.Tensor):
+            place = value.data_ptr() if value.data_ptr() in kept else None
+            found[name] = (value.tolist(), value.dtype, value.shape, value.stride(), place)
+        else:
+            found[name] = value
+    decode = getattr(metadata, "decode", None)
+    if decode is not None and decode.block_table.data_ptr() == builder.expanded_block_table_buffer.data_ptr():
+        found["lengths"] = builder.decode_seq_lens_buffer.tolist()
+        columns = columns_of_rows(metadata, batch)
+        table, *rest = found["metadata.decode.block_table"]
+        found["metadata.decode.block_table"] = ([row[:width] for row, width in zip(table, columns, strict=True)], *rest)
+    return found
+
+
+def columns_of_rows(metadata, batch):
+    """The columns of each row of the expanded table that the kernels read: those of the request's last token."""
+    queries = batch.query_start_loc.diff()[: metadata.num_decodes].tolist()
+    lengths = metadata.decode.seq_lens.flatten().tolist()
+    columns, row = [], 0
+    for q in queries:
+        columns += [max(-(-lengths[min(row + q, len(lengths)) - 1] // PAGE), 1)] * q if q else []
+        row += q
+    return [min(width, WIDTH) for width in columns] + [1] * (len(lengths) - len(columns))
+
+
+def assert_equal(got, expected, name):
+    assert got.keys() == expected.keys(), name
+    for path in expected:
+        assert got[path] == expected[path], f"{name}: {path}: {got[path]}, vLLM has {expected[path]}"
+
+
+class Launches:
+    """Counts what the replacements launch."""
+
+    def __init__(self):
+        self.count, self.schedules = 0, 0
+        self.plan = nsa_kernel.IndexerDecodePlan
+        for name in ("fill_indexer_decode_metadata", "fill_indexer_prefill_metadata", "fill_token_requests"):
+            setattr(nsa_kernel, name, self.counted(getattr(nsa_kernel, name)))
+        nsa_kernel.IndexerDecodePlan = lambda *args, **kwargs: types.SimpleNamespace(
+            run=self.counted(self.plan(*args, **kwargs).run)
+        )
+        indexer = importlib.import_module(INDEXER)
+        schedule = indexer.get_paged_mqa_logits_metadata
+
+        def scheduled(*args, **kwargs):
+            self.schedules += 1
+            return schedule(*args, **kwargs)
+
+        indexer.get_paged_mqa_logits_metadata = scheduled
+
+    def counted(self, function):
+        def call(*args, **kwargs):
+            self.count += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    def take(self):
+        taken, self.count, self.schedules = (self.count, self.schedules), 0, 0
+        return taken
+
+
+def start(folder):
+    """Loads the plug-in; returns vLLM's own and what counts our launches."""
+    vllm_stubs.import_vllm(folder)
+    own = found()
+    load_plugins()
+    return own, Launches()
+
+
+EVERY = ("kernels", "methods", "build")
+KEPT = [EVERY, EVERY, ("kernels", "methods"), ("kernels",), ("methods",)]  # the levels that are on in a case
+
+
+def child_builds(folder, first, count):
+    own, launches = start(folder)
+    seen = {"alone": 0, "chunks": set(), "schedules": 0}
+    for seed in range(first, first + count):
+        case = Case(seed)
+        builder, batch = case.builder(), case.batch()
+        kept = KEPT[seed % len(KEPT)]
+        left = {target: own[target] for level in LEVELS if level not in kept for target in LEVELS[level]}
+        for _ in range(2):  # the second step has other lengths at the same addresses
+            with originals(own):
+                expected = run(builder, batch)
+            launches.take()
+            with originals(left):
+                got = run(builder, batch)
+            assert_equal(got, expected, case.name)
+            seen["chunks"].add(expected.get("metadata.prefill.chunks.length"))
+            ours, vllms = launches.take()
+            alone = expected["metadata.num_prefills"] == 0 and case.kind != "mixed"
+            if "build" in kept and alone and expects_build(case, batch):
+                seen["alone"] += 1
+                native = expected["metadata.decode.indices"] is None and "lengths" not in expected
+                by_vllm = case.family == 90 and native and expected["metadata.decode.write_max_decode_len"] > 2
+                seen["schedules"] += by_vllm
+                assert (ours, vllms) == (1, int(by_vllm)), (case.name, ours, vllms)
+            lengths = batch.query_start_loc.diff() + torch.randint(0, 100, batch.seq_lens.shape)
+            batch.seq_lens.copy_(lengths * (batch.seq_lens > 0))
+            batch.seq_lens_cpu_upper_bound.copy_(batch.seq_lens)
+    assert seen["alone"] > count // 3
+    assert seen["schedules"] > 0
+    assert {1, 2, 3, 4} <= seen["chunks"]
+    print("equal")
+
+
+def expects_build(case, batch):
+    """Whether a batch of decodes alone is one of those that vLLM's engine makes."""
+    compressed_in_place = case.ratio > 1 and case.drafts == 0 and case.family == 90 and not case.adaptive
+    return not (compressed_in_place and batch.num_actual_tokens != batch.num_reqs)
+
+
+def child_refreshes_drafts(folder, count):
+    own, launches = start(folder)
+    for seed in range(count):
+        case = Case(seed, kind="short", dcp=(1, 0, 1), requests=seed % 7 + 1)
+        case.queries = lambda case=case: [1] * case.requests
+        builder, batch = case.builder(), case.batch()
+        batch.num_actual_tokens = batch.num_reqs
+        metadata = builder.build(0, batch)
+        batch.seq_lens += 1
+        before = {name: value.clone() for name, value in vars(builder).items() if torch.is_tensor(value)}
+
+        def refreshed(case=case, builder=builder, batch=batch, metadata=metadata, before=before):
+            for name, value in before.items():
+                getattr(builder, name).copy_(value)
+            metadata.slot_mapping.fill_(UNTOUCHED)
+            builder.update_draft_decode_metadata(metadata)
+            return results(builder, batch, metadata)
+
+        with originals(own):
+            expected = refreshed()
+        launches.take()
+        assert_equal(refreshed(), expected, case.name)
+        assert launches.take() == (1, 0), case.name
+    print("equal")
+
+
+def test_refreshes_of_drafts_are_equal_to_vllms(in_child):
+    assert in_child(child_refreshes_drafts, 60).endswith("equal\n")
+
+
+def child_builds_sparse_mla(folder, count):
+    own, launches = start(folder)
+    counted = 0
+    for seed in range(count):
+        case = Case(seed, ratio=1, dcp=(1, 0, 1))
+        fp8, mixed = case.rng.choice([(True, False), (True, False), (True, True), (False, False)])
+        builder = make_sparse_builder(
+            threshold=case.rng.choice([1, case.drafts + 1, 16]), fp8=fp8, mixed=mixed, workspace=case.rng.choice([1, 2])
+        )
+        builder.require_uniform_decodes = case.rng.random() < 0.8
+        batch = case.batch()
+        batch.max_logits_per_req = case.rng.choice([None, 2])
+        if fp8 and not mixed and int(batch.query_start_loc_cpu[1]) != case.drafts + 1:
+            continue  # vLLM asserts that its decodes are as long as the first one
+
+        def built(builder=builder, batch=batch):
+            batch._token_to_req_indices_cache = None
+            builder.req_id_per_token_buffer.fill_(UNTOUCHED)
+            return results(builder, batch, builder.build(0, batch))
+
+        try:
+            with originals(own):
+                expected = built()
+        except AssertionError:  # so does its own build here
+            continue
+        launches.take()
+        assert_equal(built(), expected, case.name)
+        separate = fp8 and not mixed and expected["metadata.num_prefills"] > 0
+        assert launches.take() == (1 + separate, 0), case.name
+        counted += 1
+    assert counted > count // 2
+    print("equal")
+
+
+def test_sparse_mla_is_equal_to_vllms(in_child):
+    assert in_child(child_builds_sparse_mla, 80).endswith("equal\n")
+
+
+def child_of_unknown_schedules(folder):
+    """The schedule is left to vLLM where another DeepGEMM reads it, or pages of another size, or SM120."""
+    own, launches = start(folder)
+    deep_gemm = importlib.import_module("vllm.utils.deep_gemm")
+    another = types.SimpleNamespace(__name__="deep_gemm")
+    for name, case, options in [
+        ("known", Case(0, family=90, drafts=1), {}),
+        ("known", Case(0, family=100, drafts=2), {}),
+        ("longest", Case(0, family=90, drafts=3), {}),
+        ("page", Case(0, family=90, drafts=2), {"page": 32}),
+        ("family", Case(0, family=120, drafts=1), {}),
+        ("module", Case(0, family=90, drafts=2), {}),
+    ]:
+        vars(case).update(kind="uniform", adaptive=False, ratio=1, dcp=(1, 0, 1))
+        builder, batch = case.builder(**options), case.batch()
+        with originals(own):
+            expected = run(builder, batch)
+        deep_gemm._import_deep_gemm = (lambda: another) if name == "module" else deep_gemm._import_deep_gemm
+        launches.take()
+        assert_equal(run(builder, batch), expected, name)
+        assert launches.take() == (1, int(name != "known")), name
+    print("equal")
+
+
+def test_unknown_schedules_are_left_to_vllm(in_child):
+    assert in_child(child_of_unknown_schedules).endswith("equal\n")
+
+
+def child_with_an_overriding_builder(folder):
+    start(folder)
+    base = importlib.import_module(INDEXER).DeepseekV32IndexerMetadataBuilder
+
+    class Overrides(base):
+        def _prepare_decode_tensors(self, **arguments):
+            self.asked = True
+            return super()._prepare_decode_tensors(**arguments)
+
+    case = Case(0, family=90, drafts=1, kind="uniform", adaptive=False)
+    builder, batch = case.builder(cls=Overrides), case.batch()
+    builder.build(0, batch)
+    assert builder.asked
+    print("asked")
+
+
+def test_a_builder_that_overrides_a_method_keeps_it(in_child):
+    assert in_child(child_with_an_overriding_builder).endswith("asked\n")
+
+
+def child_keeps_steps(folder):
+    start(folder)
+    bound = []
+    plan = nsa_kernel.IndexerDecodePlan
+    nsa_kernel.IndexerDecodePlan = lambda *args, **kwargs: bound.append(1) or plan(*args, **kwargs)
+    plugin._MAX_STEPS = 3
+    case = Case(0, family=90, drafts=1, kind="uniform", adaptive=False, requests=4)
+    builder, batch = case.builder(), case.batch()
+    for _ in range(3):
+        builder.build(0, batch)
+    assert len(bound) == 1
+    moved = dataclasses.replace(batch, seq_lens=batch.seq_lens.clone())
+    assert builder.build(0, moved).seq_lens is moved.seq_lens
+    assert len(bound) == 2
+    batches = [case.batch() for _ in range(5)]
+    for batch in batches:
+        builder.build(0, batch)
+        assert len(builder._nsa_kernel_known.steps) <= 3
+    print("kept")
+
+
+def test_a_step_is_bound_once_and_again_where_its_tensors_moved(in_child):
+    assert in_child(child_keeps_steps).endswith("kept\n")
+
+
+@pytest.mark.parametrize("first", [0, 1000])
+def test_builds_are_equal_to_vllms(in_child, first):
+    assert in_child(child_builds, first, 120).endswith("equal\n")
