@@ -12,9 +12,12 @@ usable GPU, and every call for which a function below returns NotImplemented.
 import contextlib
 import hashlib
 import importlib
+import importlib.abc
+import importlib.util
 import inspect
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from functools import partial, wraps
@@ -76,10 +79,11 @@ _MAX_STEPS = 2048  # kinds of step that a builder keeps before it starts anew
 
 
 class _Level(NamedTuple):
-    """Replacements that stand or fall together."""
+    """Replacements that stand or fall together, as soon as vLLM has imported a module."""
 
-    replacements: dict[str, Callable[..., Any]]
+    module: str
     relies_on: tuple[str, ...]
+    replacements: dict[str, Callable[..., Any]]
     of_known_versions: bool = True  # otherwise the sources alone decide
 
 
@@ -89,44 +93,54 @@ _SCHEDULE_SOURCES = (
     f"{_DEEP_GEMM}.get_paged_mqa_logits_metadata",
 )
 _LEVELS = {
-    "kernels": _Level({}, (f"{_KERNELS}._token_request",), of_known_versions=False),
+    "kernels": _Level(_KERNELS, (f"{_KERNELS}._token_request",), {}, of_known_versions=False),
     "methods": _Level(
-        {},
+        _INDEXER,
         (
-            f"{_BUILDER}.__init__",
-            f"{_BUILDER}.build",  # keeps the lengths by request that _prepare_decode_tensors reads
             f"{_INDEXER}.DeepSeekV32IndexerDecodeMetadata",
             f"{_INDEXER}.DeepseekV32IndexerMetadata",
             f"{_INDEXER}.DeepseekV32IndexerPrefillChunkMetadata",
+            f"{_BUILDER}.__init__",
+            f"{_BUILDER}.build",  # keeps the lengths by request that _prepare_decode_tensors reads
             f"{_BACKENDS}.utils.get_dcp_local_seq_lens",
             *_SCHEDULE_SOURCES,
         ),
+        {},
     ),
     "build": _Level(
-        {},
+        _INDEXER,
         (
+            f"{_INDEXER}.DeepSeekV32IndexerDecodeMetadata",
+            f"{_INDEXER}.DeepseekV32IndexerMetadata",
+            f"{_INDEXER}._supports_native_decode",
             f"{_BUILDER}.__init__",
             f"{_BUILDER}._dcp_localize_decode_seq_lens",
             f"{_BUILDER}._prepare_decode_tensors",
             f"{_BUILDER}._prepare_global_decode_seq_lens",
-            f"{_INDEXER}.DeepSeekV32IndexerDecodeMetadata",
-            f"{_INDEXER}.DeepseekV32IndexerMetadata",
-            f"{_INDEXER}._supports_native_decode",
+            f"{_BACKEND}.CommonAttentionMetadata",
             f"{_BACKENDS}.utils.get_dcp_local_seq_lens",
             f"{_BACKENDS}.utils.split_decodes_and_prefills",
-            f"{_BACKEND}.CommonAttentionMetadata",
             *_SCHEDULE_SOURCES,
         ),
+        {},
     ),
     "sparse MLA": _Level(
+        _SPARSE_MLA,
+        (
+            f"{_SPARSE_MLA}.SparseMLACommonMetadata",
+            f"{_BACKEND}.CommonAttentionMetadata",
+            f"{_BACKENDS}.utils.split_decodes_and_prefills",
+        ),
         {},
+    ),
+    "FlashMLA": _Level(
+        _FLASHMLA,
         (
             f"{_FLASHMLA}.FlashMLASparseMetadata",
-            f"{_SPARSE_MLA}.SparseMLACommonMetadata",
-            f"{_BACKENDS}.utils.split_decodes_and_prefills",
-            f"{_BACKENDS}.utils.split_prefill_chunks",
             f"{_BACKEND}.CommonAttentionMetadata",
+            f"{_BACKENDS}.utils.split_prefill_chunks",
         ),
+        {},
     ),
 }
 _own: dict[str, Callable[..., Any]] = {}  # vLLM's own, by target
@@ -646,7 +660,7 @@ def token_to_req_indices(self: Any, buffer: torch.Tensor) -> Any:
     return _head(requests, num_tokens)
 
 
-@_replaces("sparse MLA", f"{_FLASHMLA}.FlashMLASparseMetadataBuilder._build_fp8_separate_prefill_decode")
+@_replaces("FlashMLA", f"{_FLASHMLA}.FlashMLASparseMetadataBuilder._build_fp8_separate_prefill_decode")
 def build_fp8_separate_prefill_decode(self: Any, common_attn_metadata: Any, metadata: Any) -> Any:
     """`FlashMLASparseMetadataBuilder._build_fp8_separate_prefill_decode`: the request of every prefilled token."""
     common, num_decodes, num_decode_tokens = common_attn_metadata, metadata.num_decodes, metadata.num_decode_tokens
@@ -722,48 +736,81 @@ _gpu: bool | None = None
 def register() -> None:
     """Replaces what fits of vLLM, a level at a time; the log says which levels, and why the others are not.
 
-    The entry point of the group ``vllm.general_plugins``. vLLM forks its workers after this has run: CUDA is not
-    touched, and whether there is a usable GPU is asked at the first call in the worker. It never raises, and running
-    it again does nothing. NSA_KERNEL_VLLM: ``0`` off, ``functions`` the kernels alone, unset or ``1`` everything.
+    The entry point of the group ``vllm.general_plugins``. Nothing of vLLM is imported for it: a level is replaced when
+    vLLM imports it. CUDA is not touched, since vLLM forks its workers after this has run; whether there is a usable
+    GPU is asked at the first call in the worker. It never raises, and running it again does nothing.
+    NSA_KERNEL_VLLM: ``0`` off, ``functions`` the kernels alone, unset or ``1`` everything.
     """
     global _registered  # noqa: PLW0603
     if _registered:
         return
     _registered = True
-    try:
-        _register()
-    except Exception as error:  # vLLM ends where a plug-in raises
-        _unsaid.append(f"nsa_kernel could not be registered: {error!r}")
-    # Some of vLLM's processes load plug-ins before they set up logging; there the lines wait for the first call.
-    if logger.isEnabledFor(logging.INFO):
-        _say()
-
-
-def _say() -> None:
-    with contextlib.suppress(IndexError):  # another thread is at it
-        while _unsaid:
-            logger.info(_unsaid.pop(0))
-
-
-def _register() -> None:
     switch = os.environ.get("NSA_KERNEL_VLLM")
     obstacle = "NSA_KERNEL_VLLM is 0" if switch == "0" else _torch_obstacle()
     if obstacle:
-        _unsaid.append(f"nsa_kernel leaves vLLM as it is: {obstacle}")
+        _say(f"nsa_kernel leaves vLLM as it is: {obstacle}")
         return
-    # All are checked before the first is replaced: a level may rely on what another one replaces.
-    obstacles = {}
-    for name, level in _LEVELS.items():
-        wanted = name == "kernels" or switch != "functions"
-        obstacles[name] = _obstacle(level) if wanted else "NSA_KERNEL_VLLM is functions"
-    for name, reason in obstacles.items():
-        if reason:
-            _unsaid.append(f"nsa_kernel leaves vLLM's {name} in place: {reason}")
-            continue
-        replacements = _LEVELS[name].replacements
-        (_replace_kernels if name == "kernels" else _replace)(replacements)
-        names = ", ".join(target.rpartition(".")[2] for target in replacements)
-        _unsaid.append(f"nsa_kernel {nsa_kernel.__version__} replaces vLLM's {name}: {names}")
+    names = list(_LEVELS)
+    if switch == "functions":
+        names.remove("kernels")
+        _say(f"nsa_kernel leaves vLLM's {', '.join(names)} in place: NSA_KERNEL_VLLM is functions")
+        names = ["kernels"]
+    waiting: dict[str, list[str]] = {}
+    for name in names:
+        waiting.setdefault(_LEVELS[name].module, []).append(name)
+    for module in [module for module in waiting if module in sys.modules]:
+        _replace_levels(waiting.pop(module))
+    sys.meta_path.insert(0, _AfterImport(waiting))
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Has levels replaced right after the module that they wait for has been imported."""
+
+    def __init__(self, waiting: dict[str, list[str]]) -> None:
+        self.waiting = waiting
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
+        """Finds what the other finders find."""
+        if fullname not in self.waiting:
+            return None
+        levels = self.waiting.pop(fullname)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: Any) -> None:
+                execute(module)
+                _replace_levels(levels)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def _replace_levels(names: list[str]) -> None:
+    """Replaces the levels that fit; never raises, which would end vLLM."""
+    try:
+        # All are checked before the first is replaced: a level may rely on what another one replaces.
+        obstacles = {name: _obstacle(_LEVELS[name]) for name in names}
+        for name, obstacle in obstacles.items():
+            if obstacle:
+                _say(f"nsa_kernel leaves vLLM's {name} in place: {obstacle}")
+                continue
+            replacements = _LEVELS[name].replacements
+            (_replace_kernels if name == "kernels" else _replace)(replacements)
+            replaced = ", ".join(target.rpartition(".")[2] for target in replacements)
+            _say(f"nsa_kernel {nsa_kernel.__version__} replaces vLLM's {name}: {replaced}")
+    except Exception as error:
+        _say(f"nsa_kernel leaves vLLM's {', '.join(names)} in place: {error!r}")
+
+
+def _say(line: str | None = None) -> None:
+    """Logs; some of vLLM's processes set up logging late, and there the lines wait for the first call."""
+    if line is not None:
+        _unsaid.append(line)
+    if logger.isEnabledFor(logging.INFO):
+        with contextlib.suppress(IndexError):  # another thread is at it
+            while _unsaid:
+                logger.info(_unsaid.pop(0))
 
 
 def _torch_obstacle() -> str:
@@ -815,7 +862,8 @@ def _replace_kernels(replacements: dict[str, Callable[..., Any]]) -> None:
     with warnings.catch_warnings(action="ignore"):  # of the attributes that it looks at in every module
         importlib.import_module("vllm.triton_utils.dispatcher").register_kernels(replacements)
     for target, kernel in kernels.items():
-        _find(target).warmup = kernel.warmup  # vLLM may compile a kernel ahead of its use
+        if hasattr(kernel, "warmup"):  # vLLM may compile it ahead of its use; without a driver, Triton is a stub
+            _find(target).warmup = kernel.warmup
 
 
 def _launch(kernel: Any, grid: Callable[..., int], *args: Any, **kwargs: Any) -> None:
