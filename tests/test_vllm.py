@@ -30,6 +30,7 @@ VLLM = "vllm==0.33.0"
 NEEDED = ["triton==3.8.0"]  # its interpreter takes the NumPy of these tests
 DOWNLOADER = "unearth==0.19.0"  # pip would build what it downloads
 PEERS = Path(__file__).parent.parent / ".peers"
+INPUTS = ("seq_lens", "query_start_loc", "query_lens", "block_table")
 BUILDER = f"{INDEXER}.DeepseekV32IndexerMetadataBuilder"
 KERNELS = "vllm.v1.attention.ops.metadata"
 SPARSE_MLA = "vllm.model_executor.layers.attention.sparse_mla_attention"
@@ -505,12 +506,14 @@ def flatten(value, name="metadata"):
 
 def run(builder, batch):
     """Builds with every buffer untouched before; returns what was built, as values and as places in the buffers."""
-    buffers = {name: value for name, value in vars(builder).items() if isinstance(value, torch.Tensor)}
-    constant = ("offsets_buffer", "arange_buffer", "dcp_rank_tensor", "max_model_len_tensor")
-    for name, buffer in buffers.items():
-        if name not in constant:
-            buffer.fill_(UNTOUCHED)
+    clear(builder)
     return results(builder, batch, builder.build(0, batch))
+
+
+def clear(builder):
+    for name, buffer in vars(builder).items():
+        if torch.is_tensor(buffer) and name not in ("offsets_buffer", "arange_buffer", "dcp_rank_tensor"):
+            buffer.fill_(UNTOUCHED)
 
 
 def results(builder, batch, metadata):
@@ -550,17 +553,21 @@ def assert_equal(got, expected, name):
         assert got[path] == expected[path], f"{name}: {path}: {got[path]}, vLLM has {expected[path]}"
 
 
+def no_output_is_an_input(arguments):
+    storages = {name: value.untyped_storage().data_ptr() for name, value in arguments.items() if torch.is_tensor(value)}
+    read = {storages.pop(name) for name in INPUTS if name in storages}
+    assert not read & set(storages.values()), arguments.keys()
+
+
 class Launches:
-    """Counts what the replacements launch."""
+    """Counts what the replacements launch, and sees that no launch writes what it reads."""
 
     def __init__(self):
         self.count, self.schedules = 0, 0
         self.plan = nsa_kernel.IndexerDecodePlan
         for name in ("fill_indexer_decode_metadata", "fill_indexer_prefill_metadata", "fill_token_requests"):
             setattr(nsa_kernel, name, self.counted(getattr(nsa_kernel, name)))
-        nsa_kernel.IndexerDecodePlan = lambda *args, **kwargs: types.SimpleNamespace(
-            run=self.counted(self.plan(*args, **kwargs).run)
-        )
+        nsa_kernel.IndexerDecodePlan = self.bound
         indexer = importlib.import_module(INDEXER)
         schedule = indexer.get_paged_mqa_logits_metadata
 
@@ -572,10 +579,15 @@ class Launches:
 
     def counted(self, function):
         def call(*args, **kwargs):
+            no_output_is_an_input(kwargs)
             self.count += 1
             return function(*args, **kwargs)
 
         return call
+
+    def bound(self, *args, **kwargs):
+        no_output_is_an_input(kwargs)
+        return types.SimpleNamespace(run=self.counted(self.plan(*args, **kwargs).run))
 
     def take(self):
         taken, self.count, self.schedules = (self.count, self.schedules), 0, 0
@@ -642,11 +654,9 @@ def child_refreshes_drafts(folder, count):
         batch.num_actual_tokens = batch.num_reqs
         metadata = builder.build(0, batch)
         batch.seq_lens += 1
-        before = {name: value.clone() for name, value in vars(builder).items() if torch.is_tensor(value)}
 
-        def refreshed(case=case, builder=builder, batch=batch, metadata=metadata, before=before):
-            for name, value in before.items():
-                getattr(builder, name).copy_(value)
+        def refreshed(builder=builder, batch=batch, metadata=metadata):
+            clear(builder)
             metadata.slot_mapping.fill_(UNTOUCHED)
             builder.update_draft_decode_metadata(metadata)
             return results(builder, batch, metadata)
