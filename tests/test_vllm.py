@@ -1,149 +1,76 @@
 """The vLLM plug-in against vLLM itself: the files of 0.33.0 that make metadata, out of its source distribution.
 
 What needs vLLM runs in a child process, where vllm_stubs.py imports it; Triton interprets its kernels on the CPU.
+Targets are written as the plug-in writes them, `module:name`.
 """
 
 import contextlib
 import dataclasses
 import fractions
+import functools
 import importlib
 import inspect
-import json
-import os
 import random
-import subprocess
+import re
 import sys
-import tarfile
-import tempfile
-import traceback
 import types
-from pathlib import Path
 
 import nsa_kernel
-import nsa_kernel.vllm as plugin
+import processes
 import pytest
 import torch
 import vllm_stubs
+from fetched import fetched
+from nsa_kernel.vllm import register, versions
 from vllm_stubs import FLASHMLA, INDEXER, PAGE, UNTOUCHED, WIDTH, int32, make_batch, make_builder, make_sparse_builder
 
-VLLM = "vllm==0.33.0"
 NEEDED = ["triton==3.8.0"]  # its interpreter takes the NumPy of these tests
-DOWNLOADER = "unearth==0.19.0"  # pip would build what it downloads
-PEERS = Path(__file__).parent.parent / ".peers"
 INPUTS = ("seq_lens", "query_start_loc", "query_lens", "block_table")
-BUILDER = f"{INDEXER}.DeepseekV32IndexerMetadataBuilder"
+BUILDER = f"{INDEXER}:DeepseekV32IndexerMetadataBuilder"
 KERNELS = "vllm.v1.attention.ops.metadata"
 SPARSE_MLA = "vllm.model_executor.layers.attention.sparse_mla_attention"
 LEVELS = {
-    "kernels": [f"{KERNELS}._indexer_decode_metadata_kernel", f"{KERNELS}._token_request_mapping_kernel"],
+    "kernels": [f"{KERNELS}:_indexer_decode_metadata_kernel", f"{KERNELS}:_token_request_mapping_kernel"],
     "methods": [
         f"{BUILDER}._prepare_decode_tensors",
         f"{BUILDER}.update_draft_decode_metadata",
-        f"{INDEXER}.build_prefill_chunk_metadata",
+        f"{INDEXER}:build_prefill_chunk_metadata",
     ],
     "build": [f"{BUILDER}.build"],
     "sparse MLA": [
-        f"{SPARSE_MLA}.SparseMLACommonMetadataBuilder.build",
-        "vllm.v1.attention.backend.CommonAttentionMetadata.token_to_req_indices",
+        f"{SPARSE_MLA}:SparseMLACommonMetadataBuilder.build",
+        "vllm.v1.attention.backend:CommonAttentionMetadata.token_to_req_indices",
     ],
     "FlashMLA": [
-        f"{FLASHMLA}.FlashMLASparseMetadataBuilder._build_fp8_separate_prefill_decode",
+        f"{FLASHMLA}:FlashMLASparseMetadataBuilder._build_fp8_separate_prefill_decode",
     ],
 }
 
 
 @pytest.fixture(scope="session")
-def vllm_folder():
-    """The folder that has vLLM's Python files, fetched once and kept in .peers."""
-    folder = PEERS / "vllm-0.33.0-py{}.{}".format(*sys.version_info)
-    if folder.is_dir():
-        return folder
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
-    tools = unfinished / "tools"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--only-binary=:all:", "--retries=1", "--upgrade"]
-    download = [sys.executable, "-m", "unearth", "--no-binary", "--download", unfinished, VLLM]
-    if index := os.environ.get("PIP_INDEX_URL"):
-        download += ["--index-url", index]
-    for command in (
-        [*pip, "--target", tools, DOWNLOADER],
-        [*pip, "--no-deps", "--target", unfinished, *NEEDED],
-        download,
-    ):
-        environment = os.environ | {"PYTHONPATH": str(tools)}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            reason = f"{VLLM} cannot be fetched: {(done.stderr or done.stdout).strip().splitlines()[-1:]}"
-            if os.environ.get("NSA_KERNEL_TEST_VLLM") == "required":
-                pytest.fail(reason)
-            pytest.skip(reason)
-    [archive] = unfinished.glob("vllm-*.tar.gz")
-    with tarfile.open(archive) as members:
-        for member in members:
-            _, _, member.name = member.name.partition("/")
-            if member.name.startswith("vllm/") and member.name.endswith(".py"):
-                members.extract(member, unfinished, filter="data")
-    archive.unlink()
-    (unfinished / ".gitignore").write_text("*\n")
-    unfinished.rename(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def in_child(vllm_folder):
-    """Runs a function of this module in a process where vLLM can be imported; returns what it printed.
-
-    The process is a fork of one that has imported torch and Triton, as vLLM's workers are.
-    """
-    folders = [vllm_folder, Path(__file__).parent, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders)), "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-c", f"import test_vllm; test_vllm.serve({str(vllm_folder)!r})"]
-    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-
-        def run_in_child(function, *arguments, **environment):
-            server.stdin.write(json.dumps([function.__name__, arguments, environment]) + "\n")
-            server.stdin.flush()
-            status, output = json.loads(server.stdout.readline())
-            assert status == 0, output
-            return output
-
-        yield run_in_child
-        server.stdin.close()
-
-
-def serve(folder):
-    importlib.import_module("triton.language")
-    for request in sys.stdin:
-        name, arguments, environment = json.loads(request)
-        with tempfile.TemporaryFile("w+") as output:
-            child = os.fork()
-            if child == 0:
-                os.dup2(output.fileno(), 1)
-                os.dup2(output.fileno(), 2)
-                os.environ.update(environment)
-                status = 1
-                try:
-                    globals()[name](folder, *arguments)
-                    status = 0
-                except BaseException:
-                    traceback.print_exc()
-                sys.stdout.flush()
-                os._exit(status)
-            _, status = os.waitpid(child, 0)
-            output.seek(0)
-            print(json.dumps([status, output.read()]), flush=True)
+def in_child(request):
+    """Runs a function of this module in a fork of a process where vLLM can be imported; returns what it printed."""
+    folder = fetched(request.config, "vllm-0.33.0", *NEEDED, source="vllm==0.33.0")
+    with processes.forks(__name__, [folder], timeout=900, TRITON_INTERPRET="1") as run:
+        yield lambda function, *arguments, **environment: run(function, str(folder), *arguments, **environment)
 
 
 def holder(target):
     """The module or class that has the target, and its name there."""
-    path, _, name = target.rpartition(".")
-    module, _, last = path.rpartition(".")
-    if last[0].isupper():
-        return getattr(importlib.import_module(module), last), name
-    return importlib.import_module(path), name
+    module, _, path = target.partition(":")
+    *classes, name = path.split(".")
+    return functools.reduce(getattr, classes, importlib.import_module(module)), name
 
 
 def find(target):
     return getattr(*holder(target))
+
+
+def replacements():
+    """What the plug-in replaces, and by what."""
+    for level in versions.LEVELS.values():
+        for target, name in level.replacements.items():
+            yield target, getattr(importlib.import_module(level.ours), name)
 
 
 def found():
@@ -178,7 +105,7 @@ def said(log):
 
 
 def replaces(level, targets):
-    names = ", ".join(target.rpartition(".")[2] for target in targets)
+    names = ", ".join(re.split("[.:]", target)[-1] for target in targets)
     return f"nsa_kernel {nsa_kernel.__version__} replaces vLLM's {level}: {names}"
 
 
@@ -195,9 +122,9 @@ def child_loads_plugins(folder):
             assert type(now).__name__ == "KernelOverride"
             assert now.warmup == own.warmup
             now = now.func
-        assert now.__module__ == "nsa_kernel.vllm"
+        assert now.__module__.startswith("nsa_kernel.vllm.")
     after = found()
-    plugin.register()
+    register()
     assert found() == after
 
 
@@ -214,14 +141,13 @@ def child_imports_late(folder):
     imported = {name for name in set(sys.modules) - before if name.startswith("vllm.")}
     assert imported <= {"vllm.plugins", "vllm.envs", "vllm.logger", *(n for n in imported if "logging_utils" in n)}
     builder, batch = make_builder(family=100), make_batch([1, 1], [9, 9], torch.ones(2, WIDTH, dtype=torch.int32))
-    assert find(f"{BUILDER}.build").__module__ == "nsa_kernel.vllm"
+    assert find(f"{BUILDER}.build").__module__ == "nsa_kernel.vllm.decode"
     nsa_kernel.fill_indexer_decode_metadata = None
     builder.build(0, batch)
     importlib.import_module(FLASHMLA)
-    for level in plugin._LEVELS.values():
-        for target, function in level.replacements.items():
-            found = find(target)
-            assert getattr(found, "func", found) is function
+    for target, function in replacements():
+        replaced = find(target)
+        assert getattr(replaced, "func", replaced) is function
     assert importlib.import_module(INDEXER).__spec__.origin.startswith(folder)
 
 
@@ -248,15 +174,14 @@ def test_the_log_lines_wait_for_the_log(in_child):
 
 def child_compares_signatures(folder):
     vllm_stubs.import_vllm(folder)
-    for level in plugin._LEVELS.values():
-        for target, function in level.replacements.items():
-            own = find(target)
-            theirs = list(inspect.signature(getattr(own, "fn", own)).parameters.values())
-            ours = list(inspect.signature(function).parameters.values())
-            if target in LEVELS["kernels"]:
-                assert ours.pop().name == "num_warps"
-            for one, other in zip(ours, theirs, strict=True):
-                assert (one.name, one.kind, one.default) == (other.name, other.kind, other.default), target
+    for target, function in replacements():
+        own = find(target)
+        theirs = list(inspect.signature(getattr(own, "fn", own)).parameters.values())
+        ours = list(inspect.signature(function).parameters.values())
+        if target in LEVELS["kernels"]:
+            assert ours.pop().name == "num_warps"
+        for one, other in zip(ours, theirs, strict=True):
+            assert (one.name, one.kind, one.default) == (other.name, other.kind, other.default), target
     print("equal")
 
 
@@ -351,21 +276,21 @@ def child_with_changed_source(folder, change, *levels):
 
 
 CHANGES = {  # what changes, and the levels that are left in place
-    f"{KERNELS}._token_request": ["kernels"],
+    f"{KERNELS}:_token_request": ["kernels"],
     f"{BUILDER}.update_draft_decode_metadata": ["methods"],
     f"{BUILDER}._dcp_localize_decode_seq_lens": ["build"],
     f"{BUILDER}.build": ["methods", "build"],
-    f"{INDEXER}.DeepseekV32IndexerMetadata": ["methods", "build"],
-    f"{SPARSE_MLA}.SparseMLACommonMetadataBuilder.build": ["sparse MLA"],
-    f"{FLASHMLA}.FlashMLASparseMetadata": ["FlashMLA"],
+    f"{INDEXER}:DeepseekV32IndexerMetadata": ["methods", "build"],
+    f"{SPARSE_MLA}:SparseMLACommonMetadataBuilder.build": ["sparse MLA"],
+    f"{FLASHMLA}:FlashMLASparseMetadata": ["FlashMLA"],
 }
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.rpartition(".")[2])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: re.split("[.:]", change)[-1])
 def test_changed_source_leaves_its_levels_in_place(in_child, change):
     others = [level for level in LEVELS if level not in CHANGES[change]]
     log = said(in_child(child_with_changed_source, change, *others))
-    told = [line for line in log if f"in place: {change} has another source (" in line]
+    told = [line for line in log if line.endswith(f"in place: {change} is not that of vLLM 0.33.0")]
     assert [line.partition("'s ")[2].partition(" in place")[0] for line in told] == CHANGES[change]
     assert len(log) == len(LEVELS)
 
@@ -378,8 +303,8 @@ def child_with_a_function_gone(folder):
 
 def test_a_function_that_is_gone_is_told(in_child):
     methods, build = said(in_child(child_with_a_function_gone))
-    target = f"{INDEXER}.build_prefill_chunk_metadata"
-    assert methods.startswith(f"nsa_kernel leaves vLLM's methods in place: {target} cannot be found (")
+    target = f"{INDEXER}:build_prefill_chunk_metadata"
+    assert methods.startswith(f"nsa_kernel leaves vLLM's methods in place: {target} cannot be read (")
     assert build == replaces("build", LEVELS["build"])
 
 
@@ -764,7 +689,7 @@ def child_keeps_steps(folder):
     bound = []
     plan = nsa_kernel.IndexerDecodePlan
     nsa_kernel.IndexerDecodePlan = lambda *args, **kwargs: bound.append(1) or plan(*args, **kwargs)
-    plugin._MAX_STEPS = 3
+    importlib.import_module("nsa_kernel.vllm.decode").MAX_STEPS = 3
     case = Case(0, family=90, drafts=1, kind="uniform", adaptive=False, requests=4)
     builder, batch = case.builder(), case.batch()
     for _ in range(3):

@@ -1,0 +1,192 @@
+"""The parts of a build of vLLM's sparse indexer that vLLM also calls for mixed batches, prefills and drafts."""
+
+import functools
+from typing import Any
+
+import torch
+
+import nsa_kernel
+from nsa_kernel.vllm.batch import head
+from nsa_kernel.vllm.decode import indexer, known_of
+from nsa_kernel.vllm.own import replaces
+from nsa_kernel.vllm.versions import BUILDER, INDEXER
+
+
+@replaces(f"{BUILDER}._prepare_decode_tensors")
+def prepare_decode_tensors(
+    self: Any,
+    seq_lens: torch.Tensor,
+    block_table: torch.Tensor,
+    decode_lens: torch.Tensor,
+    decode_lens_cpu: torch.Tensor,
+    query_start_loc: torch.Tensor,
+    num_decodes: int,
+    num_decode_tokens: int,
+    use_native: bool,
+    next_n: int,
+    max_decode_len: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, bool]:
+    """`DeepseekV32IndexerMetadataBuilder._prepare_decode_tensors`.
+
+    The lengths are those that vLLM localizes and divides afterwards, which never makes them longer.
+    """
+    if use_native:
+        if next_n > 1:
+            lengths = self.decode_seq_lens_buffer[: num_decodes * max_decode_len].view(num_decodes, max_decode_len)
+            nsa_kernel.fill_indexer_decode_metadata(
+                "native", seq_lens=seq_lens, max_query_len=max_decode_len, decode_seq_lens=lengths
+            )
+            seq_lens = lengths
+        uneven = int(decode_lens_cpu.min()) != max_decode_len
+        return seq_lens, block_table, decode_lens, num_decodes, uneven
+    # The launch writes decode_lens_buffer, where decode_lens lies; vLLM keeps a copy by request.
+    nsa_kernel.fill_indexer_decode_metadata(
+        "rows",
+        seq_lens=seq_lens,
+        query_lens=self.per_req_decode_lens_buffer[:num_decodes],
+        block_table=block_table,
+        num_tokens=num_decode_tokens,
+        page_size=self.kv_cache_spec.num_states * self.compress_ratio,
+        decode_seq_lens=self.decode_seq_lens_buffer,
+        decode_lens=self.decode_lens_buffer,
+        expanded_block_table=self.expanded_block_table_buffer,
+    )
+    return (
+        self.decode_seq_lens_buffer[:num_decode_tokens],
+        self.expanded_block_table_buffer[:num_decode_tokens],
+        self.decode_lens_buffer[:num_decode_tokens],
+        num_decode_tokens,
+        False,
+    )
+
+
+@replaces(f"{BUILDER}.update_draft_decode_metadata")
+def update_draft_decode_metadata(self: Any, metadata: Any) -> Any:
+    """`DeepseekV32IndexerMetadataBuilder.update_draft_decode_metadata`: refreshes a step of one token a request."""
+    decode, num_tokens, table = metadata.decode, metadata.num_decode_tokens, metadata.block_table
+    if (
+        decode is None
+        or num_tokens == 0
+        or metadata.num_prefills
+        or metadata.num_decodes != num_tokens
+        or decode.seq_lens.numel() != num_tokens
+        or table is None
+        or self.dcp_world_size != 1
+    ):
+        return NotImplemented
+    seq_lens, lengths = head(metadata.seq_lens, num_tokens), decode.seq_lens.view(-1)
+    known = known_of(self)
+    arguments: dict[str, Any] = {
+        "seq_lens": seq_lens,
+        "max_query_len": 1,
+        "compress_ratio": self.compress_ratio,
+        "decode_seq_lens": None if lengths.data_ptr() == seq_lens.data_ptr() else lengths,
+        "decode_lens": decode.decode_lens,
+        "per_req_lens": decode.per_req_decode_lens,
+    }
+    if decode.block_table.data_ptr() == table.data_ptr():
+        layout = "native"
+    else:
+        layout = "rows"
+        arguments |= {
+            "block_table": head(table, num_tokens),
+            "num_tokens": num_tokens,
+            "page_size": self.kv_cache_spec.num_states,
+            "indices": decode.indices,
+            "expanded_block_table": decode.block_table,
+        }
+    scheduled = known.schedule_arguments(layout, 1, decode.schedule_metadata)
+    nsa_kernel.fill_indexer_decode_metadata(layout, **arguments, **scheduled)
+    if self.compress_ratio > 1:
+        positions = self.arange_buffer
+        indexer.get_compressed_slot_mapping(
+            num_tokens,
+            positions[:num_tokens],
+            positions[: num_tokens + 1],
+            metadata.seq_lens,
+            decode.block_table,
+            self.kv_cache_spec.num_states,
+            self.compress_ratio,
+            out=metadata.slot_mapping,
+        )
+    if known.schedules and not scheduled:
+        known.fill_schedule(self, decode.schedule_metadata, decode.seq_lens, decode.indices)
+    return None
+
+
+@replaces(f"{INDEXER}:build_prefill_chunk_metadata")
+def build_prefill_chunk_metadata(
+    start_idx: int,
+    end_idx: int,
+    query_start_loc: torch.Tensor,
+    query_start_loc_cpu: torch.Tensor,
+    uncompressed_seq_lens: torch.Tensor,
+    compressed_seq_lens: torch.Tensor,
+    compressed_seq_lens_cpu: torch.Tensor,
+    block_table: torch.Tensor,
+    compress_ratio: int,
+    query_slice: slice | None = None,
+    skip_kv_gather: bool = False,
+    dcp_rank: int = 0,
+    dcp_world_size: int = 1,
+    cp_kv_cache_interleave_size: int = 1,
+    pcp_plan: Any = None,
+) -> Any:
+    """The metadata of one chunk of prefill, as vLLM's function of this name makes it.
+
+    The totals of a rank come from the lengths that the host has, as those of all ranks do; vLLM waits for the device.
+    """
+    if pcp_plan is not None:
+        return NotImplemented
+    lengths = compressed_seq_lens_cpu[start_idx:end_idx]
+    total = int(lengths.numpy().sum())
+    if total == 0:
+        return None
+    starts = query_start_loc_cpu.numpy()
+    first_token = int(starts[start_idx])
+    first_row, end_row = 0, int(starts[end_idx]) - first_token
+    if query_slice is not None:
+        first_row, end_row = min(query_slice.start, end_row), min(query_slice.stop, end_row)
+
+    num_reqs = end_idx - start_idx
+    empty = functools.partial(torch.empty, dtype=torch.int32, device=block_table.device)
+    token_to_seq, cu_seq_lens = empty(total), empty(num_reqs + 1)
+    cu_seqlen_ks, cu_seqlen_ke = empty(end_row - first_row), empty(end_row - first_row)
+    local_cu_seq_lens, local_total, max_local_total = cu_seq_lens, total, total
+    if dcp_world_size > 1:
+        local_cu_seq_lens = empty(num_reqs + 1)
+        by_rank = indexer.get_dcp_local_seq_lens(lengths, dcp_world_size, None, cp_kv_cache_interleave_size).sum(0)
+        local_total, max_local_total = int(by_rank[dcp_rank]), int(by_rank.max())
+    nsa_kernel.fill_indexer_prefill_metadata(
+        query_start_loc=query_start_loc,
+        seq_lens=uncompressed_seq_lens,
+        first_request=start_idx,
+        end_request=end_idx,
+        first_row=first_row,
+        end_row=end_row,
+        compress_ratio=compress_ratio,
+        dcp_world=dcp_world_size,
+        dcp_rank=dcp_rank,
+        dcp_interleave=cp_kv_cache_interleave_size,
+        cu_seq_lens=cu_seq_lens,
+        local_cu_seq_lens=None if local_cu_seq_lens is cu_seq_lens else local_cu_seq_lens,
+        token_to_seq=token_to_seq,
+        cu_seqlen_ks=cu_seqlen_ks,
+        cu_seqlen_ke=cu_seqlen_ke,
+    )
+    return indexer.DeepseekV32IndexerPrefillChunkMetadata(
+        block_table=block_table[start_idx:end_idx],
+        cu_seqlen_ks=cu_seqlen_ks,
+        cu_seqlen_ke=cu_seqlen_ke,
+        cu_seq_lens=cu_seq_lens,
+        token_to_seq=token_to_seq,
+        total_seq_lens=total,
+        max_seqlen_k=int(lengths.numpy().max()),
+        token_start=first_token + first_row,
+        token_end=first_token + end_row,
+        num_reqs=num_reqs,
+        skip_kv_gather=skip_kv_gather or (query_slice is not None and first_row > 0),
+        local_cu_seq_lens=local_cu_seq_lens,
+        local_total_seq_lens=local_total,
+        max_local_total_seq_lens=max_local_total,
+    )
