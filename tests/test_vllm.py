@@ -1,13 +1,10 @@
 """The vLLM plug-in against vLLM itself: the files of 0.33.0 that make metadata, out of its source distribution.
 
 What needs vLLM runs in a child process, where vllm_stubs.py imports it; Triton interprets its kernels on the CPU.
-Targets are written as the plug-in writes them, `module:name`.
 """
 
-import contextlib
 import dataclasses
 import fractions
-import functools
 import importlib
 import inspect
 import random
@@ -22,7 +19,24 @@ import torch
 import vllm_stubs
 from fetched import fetched
 from nsa_kernel.vllm import register, versions
-from vllm_stubs import FLASHMLA, INDEXER, PAGE, UNTOUCHED, WIDTH, int32, make_batch, make_builder, make_sparse_builder
+from vllm_stubs import (
+    FLASHMLA,
+    INDEXER,
+    PAGE,
+    UNTOUCHED,
+    WIDTH,
+    assert_equal,
+    clear,
+    find,
+    holder,
+    int32,
+    make_batch,
+    make_builder,
+    make_sparse_builder,
+    originals,
+    results,
+    run,
+)
 
 NEEDED = ["triton==3.8.0"]  # its interpreter takes the NumPy of these tests
 INPUTS = ("seq_lens", "query_start_loc", "query_lens", "block_table")
@@ -51,19 +65,8 @@ LEVELS = {
 def in_child(request):
     """Runs a function of this module in a fork of a process where vLLM can be imported; returns what it printed."""
     folder = fetched(request.config, "vllm-0.33.0", *NEEDED, source="vllm==0.33.0")
-    with processes.forks(__name__, [folder], timeout=900, TRITON_INTERPRET="1") as run:
+    with processes.forks(__name__, [folder], timeout=900, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="") as run:
         yield lambda function, *arguments, **environment: run(function, str(folder), *arguments, **environment)
-
-
-def holder(target):
-    """The module or class that has the target, and its name there."""
-    module, _, path = target.partition(":")
-    *classes, name = path.split(".")
-    return functools.reduce(getattr, classes, importlib.import_module(module)), name
-
-
-def find(target):
-    return getattr(*holder(target))
 
 
 def replacements():
@@ -348,19 +351,6 @@ def test_without_a_usable_gpu_vllm_goes_its_own_way(in_child):
 # What the replacements do.
 
 
-@contextlib.contextmanager
-def originals(own):
-    """Puts vLLM's own in place of what replaces it."""
-    replaced = {target: find(target) for target in own}
-    for target, value in own.items():
-        setattr(*holder(target), value)
-    try:
-        yield
-    finally:
-        for target, value in replaced.items():
-            setattr(*holder(target), value)
-
-
 class Case:
     """A random builder and a batch for it; `fixed` are attributes that are not left to chance."""
 
@@ -414,68 +404,6 @@ class Case:
             num_tokens = len(queries) * (max(queries) if self.kind == "short" else self.drafts + 1)
         bound = self.drafts + 1 if decodes and rng.random() < 0.3 else None
         return make_batch(queries, seq_lens, table, num_tokens, dcp=self.dcp[0] > 1, bound=bound)
-
-
-def flatten(value, name="metadata"):
-    """All that a dataclass holds, by its path."""
-    if dataclasses.is_dataclass(value):
-        for field in dataclasses.fields(value):
-            yield from flatten(getattr(value, field.name), f"{name}.{field.name}")
-    elif isinstance(value, list):
-        yield f"{name}.length", len(value)
-        for index, item in enumerate(value):
-            yield from flatten(item, f"{name}[{index}]")
-    else:
-        yield name, value
-
-
-def run(builder, batch):
-    """Builds with every buffer untouched before; returns what was built, as values and as places in the buffers."""
-    clear(builder)
-    return results(builder, batch, builder.build(0, batch))
-
-
-def clear(builder):
-    for name, buffer in vars(builder).items():
-        if torch.is_tensor(buffer) and name not in ("offsets_buffer", "arange_buffer", "dcp_rank_tensor"):
-            buffer.fill_(UNTOUCHED)
-
-
-def results(builder, batch, metadata):
-    kept = {
-        value.data_ptr() for holder in (builder, batch) for value in vars(holder).values() if torch.is_tensor(value)
-    }
-    found = {}
-    for name, value in flatten(metadata):
-        if isinstance(value, torch.Tensor):
-            place = value.data_ptr() if value.data_ptr() in kept else None
-            found[name] = (value.tolist(), value.dtype, value.shape, value.stride(), place)
-        else:
-            found[name] = value
-    decode = getattr(metadata, "decode", None)
-    if decode is not None and decode.block_table.data_ptr() == builder.expanded_block_table_buffer.data_ptr():
-        found["lengths"] = builder.decode_seq_lens_buffer.tolist()
-        columns = columns_of_rows(metadata, batch)
-        table, *rest = found["metadata.decode.block_table"]
-        found["metadata.decode.block_table"] = ([row[:width] for row, width in zip(table, columns, strict=True)], *rest)
-    return found
-
-
-def columns_of_rows(metadata, batch):
-    """The columns of each row of the expanded table that the kernels read: those of the request's last token."""
-    queries = batch.query_start_loc.diff()[: metadata.num_decodes].tolist()
-    lengths = metadata.decode.seq_lens.flatten().tolist()
-    columns, row = [], 0
-    for q in queries:
-        columns += [max(-(-lengths[min(row + q, len(lengths)) - 1] // PAGE), 1)] * q if q else []
-        row += q
-    return [min(width, WIDTH) for width in columns] + [1] * (len(lengths) - len(columns))
-
-
-def assert_equal(got, expected, name):
-    assert got.keys() == expected.keys(), name
-    for path in expected:
-        assert got[path] == expected[path], f"{name}: {path}: {got[path]}, vLLM has {expected[path]}"
 
 
 def no_output_is_an_input(arguments):

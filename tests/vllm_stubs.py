@@ -2,9 +2,10 @@
 
 A module of vLLM is either in `REAL`, and then it is vLLM's own file, or it is a stub: a module whose every attribute is
 an empty class. What the own files do with a stub beyond naming it has a stand-in below. Builders and batches are made
-as the engine makes them; `plan_schedule` stands in for DeepGEMM's kernel.
+as the engine makes them; `plan_schedule` stands in for DeepGEMM's kernel. What is replaced is named `module:name`.
 """
 
+import contextlib
 import dataclasses
 import enum
 import functools
@@ -55,7 +56,7 @@ REAL = [
 ]
 INDEXER = "vllm.v1.attention.backends.mla.indexer"
 FLASHMLA = "vllm.v1.attention.backends.mla.flashmla_sparse"
-WIDTH, PAGE, MAX_TOKENS, MULTIPROCESSORS = 12, 64, 96, 20
+WIDTH, PAGE, MAX_TOKENS = 12, 64, 96
 UNTOUCHED = -7
 
 platform = SimpleNamespace(  # what vLLM's current_platform says; `family` is that of the GPU
@@ -127,6 +128,10 @@ def plan_schedule(context_lens, block_kv, num_slots, indices=None):
     return torch.from_numpy(schedule).to(context_lens.device)
 
 
+def multiprocessors(index):
+    return torch.cuda.get_device_properties(index or 0).multi_processor_count if torch.cuda.is_available() else 20
+
+
 def triton_modules():
     triton = importlib.import_module("triton")
     return {"HAS_TRITON": True, "triton": triton, "tl": importlib.import_module("triton.language")}
@@ -144,7 +149,7 @@ STAND_INS = {
     "vllm.utils.import_utils": lambda: {"has_deep_gemm": lambda: True},
     "vllm.utils.platform_utils": lambda: {
         "is_pin_memory_available": lambda: False,
-        "num_compute_units": lambda index: MULTIPROCESSORS,
+        "num_compute_units": multiprocessors,
     },
     "vllm.v1.attention.ops.flashmla": lambda: {"get_mla_metadata": lambda: ("made at the first use", None)},
 }
@@ -181,17 +186,20 @@ class StubModule(types.ModuleType):
 class Importer(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds vLLM's own file of a module, or makes its stub."""
 
-    def __init__(self, folder, version):
-        self.folder, self.version = Path(folder), version
+    def __init__(self, folder, version, real):
+        self.folder, self.version, self.real = Path(folder), version, real
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] != "vllm":
             return None
-        if name not in REAL:
+        if name not in REAL and not name.startswith(self.real):
             return importlib.machinery.ModuleSpec(name, self, is_package=True)
         package = self.folder.joinpath(*name.split("."))
         if package.is_dir():
-            return importlib.util.spec_from_file_location(name, package / "__init__.py", submodule_search_locations=[])
+            folders = [str(package)]
+            return importlib.util.spec_from_file_location(
+                name, package / "__init__.py", submodule_search_locations=folders
+            )
         return importlib.util.spec_from_file_location(name, package.with_suffix(".py"))
 
     def create_module(self, spec):
@@ -203,9 +211,12 @@ class Importer(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         vars(module).update(STAND_INS.get(module.__name__, dict)())
 
 
-def import_vllm(folder, version="0.33.0"):
-    """Makes vLLM importable in this process, in which torch pretends to be built for CUDA."""
-    sys.meta_path.insert(0, Importer(folder, version))
+def import_vllm(folder, version="0.33.0", real=()):
+    """Makes vLLM importable in this process, in which torch pretends to be built for CUDA.
+
+    Modules whose names begin with one of `real` are vLLM's own too.
+    """
+    sys.meta_path.insert(0, Importer(folder, version, tuple(real)))
     torch.version.cuda = torch.version.cuda or "13.0"
     torch.compile = lambda *arguments, **options: lambda function: function  # of functions that are not called
     if not torch.cuda.is_available():
@@ -264,20 +275,20 @@ def make_builder(
     return (cls or indexer.DeepseekV32IndexerMetadataBuilder)(spec, ["layer"], config, DEVICE, block_table_width=width)
 
 
-def make_sparse_builder(ratio=1, threshold=4, fp8=True, mixed=False, workspace=5):
+def make_sparse_builder(threshold=4, fp8=True, mixed=False, workspace=5, width=WIDTH, tokens=MAX_TOKENS):
     """Makes vLLM's builder of FlashMLA's metadata, without the part of it that reads a model."""
     builder = object.__new__(importlib.import_module(FLASHMLA).FlashMLASparseMetadataBuilder)
     builder.device, builder.topk_tokens = DEVICE, 2048
-    builder.kv_cache_spec = SimpleNamespace(block_size=PAGE * ratio)
+    builder.kv_cache_spec = SimpleNamespace(block_size=PAGE)
     builder.reorder_batch_threshold, builder.use_pcp, builder.pcp_dcp_kv_gather = threshold, False, False
     builder.cp_kv_cache_interleave_size, builder._prefill_backend = 1, None
     builder.use_fp8_kv_cache, builder.fp8_use_mixed_batch = fp8, mixed
-    builder.req_id_per_token_buffer = torch.empty(MAX_TOKENS, dtype=torch.int32, device=DEVICE)
-    builder.max_model_len_tensor = torch.full((MAX_TOKENS,), WIDTH * PAGE, dtype=torch.int32, device=DEVICE)
-    builder.dummy_block_table = torch.empty((MAX_TOKENS, 1), dtype=torch.int32, device=DEVICE)
+    builder.req_id_per_token_buffer = torch.empty(tokens, dtype=torch.int32, device=DEVICE)
+    builder.max_model_len_tensor = torch.full((tokens,), width * PAGE, dtype=torch.int32, device=DEVICE)
+    builder.dummy_block_table = torch.empty((tokens, 1), dtype=torch.int32, device=DEVICE)
     builder.vllm_config = SimpleNamespace(
         attention_config=SimpleNamespace(sparse_mla_prefill_workspace_factor=workspace, hisparse_config=None),
-        model_config=SimpleNamespace(max_model_len=WIDTH * PAGE * ratio),
+        model_config=SimpleNamespace(max_model_len=width * PAGE),
     )
     return builder
 
@@ -301,3 +312,89 @@ def make_batch(queries, seq_lens, table, num_tokens=None, dcp=False, bound=None)
         slot_mapping=torch.arange(num_tokens, dtype=torch.int64, device=DEVICE),
         dcp_local_seq_lens=lengths.to(DEVICE) if dcp else None,
     )
+
+
+def holder(target):
+    """The module or class that has the target, and its name there."""
+    module, _, path = target.partition(":")
+    *classes, name = path.split(".")
+    return functools.reduce(getattr, classes, importlib.import_module(module)), name
+
+
+def find(target):
+    return getattr(*holder(target))
+
+
+@contextlib.contextmanager
+def originals(own):
+    """Puts vLLM's own in place of what replaces it."""
+    replaced = {target: find(target) for target in own}
+    for target, value in own.items():
+        setattr(*holder(target), value)
+    try:
+        yield
+    finally:
+        for target, value in replaced.items():
+            setattr(*holder(target), value)
+
+
+def flatten(value, name="metadata"):
+    """All that a dataclass holds, by its path."""
+    if dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from flatten(getattr(value, field.name), f"{name}.{field.name}")
+    elif isinstance(value, list):
+        yield f"{name}.length", len(value)
+        for index, item in enumerate(value):
+            yield from flatten(item, f"{name}[{index}]")
+    else:
+        yield name, value
+
+
+def run(builder, batch):
+    """Builds with every buffer untouched before; returns what was built, as values and as places in the buffers."""
+    clear(builder)
+    return results(builder, batch, builder.build(0, batch))
+
+
+def clear(builder):
+    for name, buffer in vars(builder).items():
+        if torch.is_tensor(buffer) and name not in ("offsets_buffer", "arange_buffer", "dcp_rank_tensor"):
+            buffer.fill_(UNTOUCHED)
+
+
+def results(builder, batch, metadata):
+    kept = {
+        value.data_ptr() for holder in (builder, batch) for value in vars(holder).values() if torch.is_tensor(value)
+    }
+    found = {}
+    for name, value in flatten(metadata):
+        if isinstance(value, torch.Tensor):
+            place = value.data_ptr() if value.data_ptr() in kept else None
+            found[name] = (value.tolist(), value.dtype, value.shape, value.stride(), place)
+        else:
+            found[name] = value
+    decode = getattr(metadata, "decode", None)
+    if decode is not None and decode.block_table.data_ptr() == builder.expanded_block_table_buffer.data_ptr():
+        found["lengths"] = builder.decode_seq_lens_buffer.tolist()
+        columns = columns_of_rows(metadata, batch)
+        table, *rest = found["metadata.decode.block_table"]
+        found["metadata.decode.block_table"] = ([row[:width] for row, width in zip(table, columns, strict=True)], *rest)
+    return found
+
+
+def columns_of_rows(metadata, batch):
+    """The columns of each row of the expanded table that the kernels read: those of the request's last token."""
+    queries = batch.query_start_loc.diff()[: metadata.num_decodes].tolist()
+    lengths = metadata.decode.seq_lens.flatten().tolist()
+    columns, row = [], 0
+    for q in queries:
+        columns += [max(-(-lengths[min(row + q, len(lengths)) - 1] // PAGE), 1)] * q if q else []
+        row += q
+    return [min(width, WIDTH) for width in columns] + [1] * (len(lengths) - len(columns))
+
+
+def assert_equal(got, expected, name):
+    assert got.keys() == expected.keys(), name
+    for path in expected:
+        assert got[path] == expected[path], f"{name}: {path}: {got[path]}, vLLM has {expected[path]}"
