@@ -4,9 +4,9 @@
     python benchmarks/vllm_builds.py FOLDER --collect SMALL    # copies the few files of it that are needed
 
 FOLDER has vLLM 0.33.0's Python files, as `make test` keeps them in build/peers; the rest of vLLM is stubs
-(tests/vllm_stubs.py). It needs torch and Triton. Both ways run in one process and take turns, and before a build of
-decodes is timed, what both ways build is compared. DeepGEMM's own schedule is not timed: where vLLM asks for it, it gets
-a tensor that was made before, unless `--deep-gemm` has FOLDER's DeepGEMM make it. Ours is always made.
+(tests/vllm_stubs.py). It needs torch and Triton. Both ways run in one process and take turns; before a build of decodes
+is timed, what both ways build is compared. DeepGEMM's own schedule is not timed: where vLLM asks for it, it gets a
+tensor that was made before, unless `--deep-gemm` has FOLDER's DeepGEMM make it. Ours is always made.
 """
 
 import argparse
