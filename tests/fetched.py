@@ -1,6 +1,7 @@
 """What tests download: named on the terminal, and kept in build/peers."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -41,6 +42,7 @@ def fetched(config, name, *packages, source=None):
     for archive in unfinished.glob("*.tar.gz"):
         unpack_python(archive, unfinished)
         archive.unlink()
+    shutil.rmtree(unfinished / "tools", ignore_errors=True)
     unfinished.rename(folder)
     return folder
 
