@@ -8,6 +8,7 @@ SGLang imports and a refresh never calls are absent. All else is SGLang's own, a
 import importlib
 import importlib.abc
 import importlib.machinery
+import os
 import random
 import re
 import sys
@@ -20,8 +21,9 @@ import torch
 PAGE = 64
 SMS = 12
 CLUSTERS = 3
-# A schedule belongs to one version of these; here an empty distribution says that it is installed.
-PACKAGES = {"sgl-deep-gemm": "0.2.3.post2", "sgl-flash-mla": "1.0.0"}
+# Empty distributions say that these are installed; the environment may name another version of DeepGEMM.
+DEEP_GEMM = "TEST_DEEP_GEMM_VERSION"
+PACKAGES = {"sgl-deep-gemm": os.environ.get(DEEP_GEMM, "0.2.3.post2"), "sgl-flash-mla": "1.0.0"}
 
 
 # Packages that are absent.
@@ -96,9 +98,11 @@ class AbsentPackages(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def pose_as(major):
-    """torch says that it has a GPU of this major compute capability."""
+    """Torch says that it has a GPU of this major compute capability."""
     torch.version.cuda = "13.0"
-    properties = types.SimpleNamespace(name="GPU", major=major, minor=0, total_memory=80 << 30, multi_processor_count=SMS)
+    properties = types.SimpleNamespace(
+        name="GPU", major=major, minor=0, total_memory=80 << 30, multi_processor_count=SMS
+    )
     for name, value in {
         "is_available": True,
         "device_count": 1,

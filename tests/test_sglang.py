@@ -11,7 +11,6 @@ import importlib
 import importlib.util
 import inspect
 import itertools
-import logging
 import random
 import sys
 import types

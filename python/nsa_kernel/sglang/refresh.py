@@ -296,6 +296,6 @@ def _topk_clusters() -> int:
     """The clusters that SGLang's top-k was compiled for."""
     _need(is_arch_support_pdl(), "the clusters of its top-k are not known")
     try:
-        return occupancy.get_max_active_clusters(8, occupancy=2)
+        return int(occupancy.get_max_active_clusters(8, occupancy=2))
     except occupancy.NoSchedulableClustersError:
         return 0
