@@ -46,7 +46,7 @@ struct RoleBlocks {
     args.roles.tables = end_of(tokens);
     args.roles.schedule = end_of(tables);
     end_of(schedule);
-    if constexpr (Args::Traits::kSchedules) args.schedules.topk_plan_begin = end;
+    if constexpr (requires { args.schedules.topk_plan_begin; }) args.schedules.topk_plan_begin = end;
     return end_of(topk_plan);
   }
 };

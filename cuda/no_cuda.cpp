@@ -22,6 +22,12 @@ std::shared_ptr<int32_t> allocate_workspace(Device, int64_t) { refuse("fill_draf
 
 void fill_replay(const Replay&, Stream) { refuse("fill_replay_metadata"); }
 
+void fill_indexer_decode(const IndexerDecode&, Stream) { refuse("fill_indexer_decode_metadata"); }
+
+void fill_indexer_prefill(const IndexerPrefill&, Stream) { refuse("fill_indexer_prefill_metadata"); }
+
+void fill_token_requests(const TokenRequests&, Stream) { refuse("fill_token_requests"); }
+
 void launch_empty(Device, Stream) { throw CudaError(kNoDevice, "launch_empty_kernel: this build has no CUDA code"); }
 
 void describe(Info& info) { info.reason = "this build has no CUDA code"; }

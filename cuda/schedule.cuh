@@ -28,10 +28,17 @@ struct ScheduleArguments {
   rules::Divisor slots_divisor;
   rules::ScheduleRule rule;
   Splits splits;
-  int32_t end;               ///< what column 0 calls the row after the last
-  unsigned topk_plan_begin;  ///< the first block of its role
-  Pair* topk_plan;
-  rules::TopkPlanRule topk_plan_rule;
+  int32_t end;  ///< what column 0 calls the row after the last
+
+  template <class Batch>
+  ScheduleArguments(const TableView<int32_t>& schedule, const rules::ScheduleRule& rule, const Splits& splits,
+                    const Batch& batch)
+      : schedule(reinterpret_cast<Pair*>(schedule.data)),
+        slots(static_cast<int32_t>(rules::max(schedule.rows - 1, 1))),
+        slots_divisor(slots),
+        rule(rule),
+        splits(splits),
+        end(rule.end(batch.bs, rules::saturated(token_rows(batch)))) {}
 
   /// Has the lines that hold them fetched while the lengths of requests are on their way.
   __device__ void fetch() const {
@@ -49,6 +56,14 @@ struct ScheduleArguments {
   }
   /// The end itself, or a slot that has no work before it.
   __device__ void store_end(int32_t slot, int32_t total) const { schedule[slot] = {total == 0 ? 0 : end, 0}; }
+};
+
+/// The same, and for a top-k plan.
+template <class Splits>
+struct TopkPlanArguments : ScheduleArguments<Splits> {
+  unsigned topk_plan_begin;  ///< the first block of its role
+  Pair* topk_plan;
+  rules::TopkPlanRule topk_plan_rule;
 };
 
 /// The sums of a request that a schedule takes: of uniform tokens the work alone.
@@ -77,7 +92,7 @@ struct ScheduleSums {
   template <class Batch>
   __device__ static bool are_cut(const Type& sums, const Batch& batch) {
     if constexpr (!kCounts) return false;
-    return batch.ragged() && tokens(sums, batch, batch.bs) > batch.capacity;
+    return batch.is_bounded() && tokens(sums, batch, batch.bs) > batch.capacity;
   }
 };
 
@@ -98,7 +113,7 @@ __device__ void fill_schedule_of_small_batch(const Args& args, unsigned block) {
     if (lane == 0) before = {};
     return before;
   };
-  rules::ScheduledRequest scheduled_request = scheduled_whole(batch, out.rule, request);
+  auto scheduled_request = scheduled_whole(batch, out.rule, request);
   const int32_t tokens = mine ? scheduled_request.tokens : 0;
   int32_t work = mine ? out.rule.work(out.splits, scheduled_request) : 0;
   typename Schedule::Type end = warp_inclusive(Schedule::of(work, tokens), batch.bs);
@@ -120,8 +135,8 @@ __device__ void fill_schedule_of_small_batch(const Args& args, unsigned block) {
   const typename Schedule::Type before = exclusive(end);
   const int32_t work_before = __shfl_sync(kAllLanes, Schedule::work(before), b);
   const int32_t tokens_before = __shfl_sync(kAllLanes, Schedule::tokens(before, batch, lane), b);
-  const rules::ScheduledRequest of{__shfl_sync(kAllLanes, scheduled_request.seqlen, b),
-                                   __shfl_sync(kAllLanes, scheduled_request.tokens, b)};
+  const decltype(scheduled_request) of{__shfl_sync(kAllLanes, scheduled_request.seqlen, b),
+                                       __shfl_sync(kAllLanes, scheduled_request.tokens, b)};
   if (slot > out.slots) return;
   if (slot == out.slots || start >= total) return out.store_end(slot, total);
   out.store(slot, out.rule.entry(out.splits, of, b, tokens_before, start - work_before));
@@ -137,7 +152,7 @@ struct ScheduleTile {
   typename CumulativeScan<kTile, kMany, typename Schedule::Type>::Shared scan;
   typename CumulativeScan<kTile, kMany, Sums<1>>::Shared scan_of_cut;
   typename Schedule::Type sums[kTile / kWarp];
-  rules::ScheduledRequest request[kTile];
+  ScheduledRequestOf<decltype(Args::batch)> request[kTile];
   int32_t tokens_before[kTile];
   int32_t work_before[kTile];
 };
@@ -224,7 +239,7 @@ class ScheduleScan {
   CumulativeScan<kTile, kMany, typename Schedule::Type> scan_;
   CumulativeScan<kTile, kMany, Sums<1>> scan_of_cut_;
   bool is_cut_;
-  rules::ScheduledRequest scheduled_{};
+  ScheduledRequestOf<decltype(Args::batch)> scheduled_{};
   int32_t tokens_before_ = 0, tokens_end_ = 0, work_before_ = 0, work_end_ = 0;
 };
 

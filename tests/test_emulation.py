@@ -27,8 +27,14 @@ FLAGS = [
     "-U_FORTIFY_SOURCE",  # a checked longjmp takes the stacks of threads for one
     *os.environ.get("CXXFLAGS", "").split(),  # the sanitizers of `make asan`
 ]
-SOURCES = ["tests/emulation/entry.cpp", "tests/emulation/machine.cpp", "cpp/src/draft_extend.cpp", "cpp/src/replay.cpp"]
-DEVICE_SOURCES = ["cuda/draft_extend.cu", "cuda/replay/replay.cu"]
+SOURCES = [
+    *("tests/emulation/entry.cpp", "tests/emulation/machine.cpp"),
+    *("cpp/src/draft_extend.cpp", "cpp/src/indexer.cpp", "cpp/src/replay.cpp"),
+]
+DEVICE_SOURCES = [
+    *("cuda/draft_extend.cu", "cuda/replay/replay.cu"),
+    *("cuda/indexer/decode.cu", "cuda/indexer/prefill.cu", "cuda/indexer/token_requests.cu"),
+]
 FOLDERS = ["tests/emulation", "cuda", "cpp/src", "cpp/include"]
 EMPTY = 16  # an address for arrays that have none: they are given, and nothing is there
 
@@ -77,7 +83,9 @@ class Machine:
         signature = inspect.signature(function)
         given = signature.bind(*args, **kwargs).arguments
         values = [as_value(given.get(name)) for name in signature.parameters if name != "stream"]
-        error = getattr(self.kernels, function.__name__)(*self.where, (Value * len(values))(*values))
+        emulated = getattr(self.kernels, function.__name__)
+        emulated.restype = ctypes.c_char_p  # what went wrong, if anything
+        error = emulated(*self.where, (Value * len(values))(*values))
         assert error is None, error.decode()
 
 
@@ -88,10 +96,7 @@ def kernels(tmp_path_factory):
     command = [COMPILER, *FLAGS, *folders, "-o", target, *SOURCES, "-x", "c++", *DEVICE_SOURCES]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    loaded = ctypes.CDLL(str(target))
-    for function in (loaded.fill_draft_extend_metadata, loaded.fill_replay_metadata):
-        function.restype = ctypes.c_char_p  # what went wrong, if anything
-    return loaded
+    return ctypes.CDLL(str(target))
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 3, 20])

@@ -309,7 +309,7 @@ Arguments::Raw Arguments::borrowed(const char* name, nb::handle array, const Exc
           tensor.strides};
 }
 
-Arguments::Tensor Arguments::read(const char* name, nb::handle array, int ndim, bool writable) {
+Arguments::Tensor Arguments::read(const char* name, nb::handle array, int ndim, int max_ndim, bool writable) {
   const TypeFacts facts = types.of(Py_TYPE(array.ptr()));
   if (writable && facts.is_jax()) refuse(name, "is a JAX array, which is immutable, must be writable");
   const Raw raw = facts.table != nullptr ? borrowed(name, array, *facts.table) : imported(name, array, writable);
@@ -318,9 +318,11 @@ Arguments::Tensor Arguments::read(const char* name, nb::handle array, int ndim, 
     refuse(name,
            "has dtype " + dtype_name(raw.dtype) + ", must be int32" + (ndim == 1 && !writable ? " or int64" : ""));
   }
-  if (raw.ndim != ndim) {
-    refuse(name, "has " + std::to_string(raw.ndim) + " dimensions, must have " + std::to_string(ndim));
+  if (raw.ndim < ndim || raw.ndim > max_ndim) {
+    refuse(name, "has " + std::to_string(raw.ndim) + " dimensions, must have " + std::to_string(ndim) +
+                     (max_ndim > ndim ? " or " + std::to_string(max_ndim) : ""));
   }
+  ndim = raw.ndim;
   Device device;
   switch (raw.device.device_type) {
     case kDlCpu:
@@ -357,19 +359,29 @@ Arguments::Tensor Arguments::read(const char* name, nb::handle array, int ndim, 
 }
 
 LengthView Arguments::lengths(const char* name, nb::handle array) {
-  const Tensor tensor = read(name, array, 1, false);
+  const Tensor tensor = read(name, array, 1, 1, false);
   if (tensor.is_int64) return {static_cast<const int64_t*>(tensor.data), tensor.cols, tensor.stride};
   return {static_cast<const int32_t*>(tensor.data), tensor.cols, tensor.stride};
 }
 
 View<int32_t> Arguments::output(const char* name, nb::handle array) {
-  const Tensor tensor = read(name, array, 1, true);
+  const Tensor tensor = read(name, array, 1, 1, true);
   if (tensor.stride != 1) refuse(name, "has stride " + std::to_string(tensor.stride) + ", must be contiguous");
   return {static_cast<int32_t*>(tensor.data), tensor.cols};
 }
 
+FlatView Arguments::flat_output(const char* name, nb::handle array) {
+  const Tensor tensor = read(name, array, 1, 2, true);
+  const bool is_dense = tensor.rows <= 1 || tensor.row_stride == tensor.cols;
+  if (tensor.stride != 1 || !is_dense) {
+    refuse(name, "has strides " + std::to_string(tensor.row_stride) + " and " + std::to_string(tensor.stride) +
+                     ", must be contiguous");
+  }
+  return {{static_cast<int32_t*>(tensor.data), tensor.rows * tensor.cols}};
+}
+
 TableView<int32_t> Arguments::any_table(const char* name, nb::handle array, bool writable) {
-  const Tensor tensor = read(name, array, 2, writable);
+  const Tensor tensor = read(name, array, 2, 2, writable);
   if (tensor.stride != 1) {
     refuse(name, "has stride " + std::to_string(tensor.stride) + " in its last dimension, must be contiguous there");
   }

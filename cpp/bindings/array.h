@@ -30,6 +30,8 @@ class Arguments {
   LengthView lengths(const char* name, nanobind::handle array);
   /// [n] int32, contiguous, writable.
   View<int32_t> output(const char* name, nanobind::handle array);
+  /// Elements of one or two dimensions, int32, contiguous, writable.
+  FlatView flat_output(const char* name, nanobind::handle array);
   /// [rows, cols] int32, contiguous rows.
   TableView<const int32_t> table(const char* name, nanobind::handle array);
   /// [rows, cols] int32, contiguous rows that do not overlap, writable.
@@ -63,7 +65,8 @@ class Arguments {
   struct Raw;
   struct Tensor;
 
-  Tensor read(const char* name, nanobind::handle array, int ndim, bool writable);
+  /// Of `ndim` dimensions, or of up to `max_ndim`.
+  Tensor read(const char* name, nanobind::handle array, int ndim, int max_ndim, bool writable);
   Raw borrowed(const char* name, nanobind::handle array, const ExchangeTable& table) const;
   Raw imported(const char* name, nanobind::handle array, bool writable);
   nanobind::object exported(const char* name, nanobind::handle array, bool is_jax);

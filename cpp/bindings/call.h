@@ -87,6 +87,8 @@ class Call {
       into = arguments.lengths(name, value);
     } else if constexpr (kRole == Role::output) {
       into = arguments.output(name, value);
+    } else if constexpr (kRole == Role::flat_output) {
+      into = arguments.flat_output(name, value);
     } else if constexpr (kRole == Role::table) {
       into = arguments.table(name, value);
     } else if constexpr (kRole == Role::output_table) {

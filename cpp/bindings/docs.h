@@ -78,6 +78,45 @@ inline constexpr Docs kReplayPlanDocs{
     "Self", "`fill_replay_metadata`, bound to its arrays: checked once, run every step.\n\n" NSA_KERNEL_PLAN_MEMORY,
     NSA_KERNEL_RAISES};
 
+inline constexpr Docs kFillIndexerDecodeDocs{
+    "None",
+    "Refreshes what vLLM's sparse indexer reads in a decode step, in one launch; never waits.\n\n"
+    "    local(x) = x // dcp_interleave // dcp_world * dcp_interleave + the rank's share of the rest\n"
+    "    final(x) = local(x) // compress_ratio\n\n"
+    "    layout   row                          global_seq_lens                      decode_seq_lens\n"
+    "    rows     token j of request b, of q   max(seq_lens[b] - q + 1 + j, 0)      final(global_seq_lens)\n"
+    "    native   request b, of m columns                                           final(max(seq_lens[b] - m + 1 + j, "
+    "0))\n\n"
+    "With `rows`, the first min(num_tokens, capacity) rows are filled: those of all tokens in order, then padding of\n"
+    "length 0, whose requests are numbered from n on and whose column 0 of the block table is 0. Other columns than\n"
+    "those that a request fills, and rows beyond, are left unmodified. Every output is optional.\n",
+    NSA_KERNEL_RAISES};
+
+inline constexpr Docs kIndexerDecodePlanDocs{
+    "Self",
+    "`fill_indexer_decode_metadata`, bound to its arrays: checked once, run every step.\n\n"
+    "Keeps the arrays alive and reads them anew in each run.\n",
+    NSA_KERNEL_RAISES};
+
+inline constexpr Docs kFillIndexerPrefillDocs{
+    "None",
+    "Fills what vLLM's sparse indexer reads for one chunk of prefill, in one launch; never waits.\n\n"
+    "Requests and rows are those of the chunk; token j of request b is one of q, and states(x) = x // "
+    "compress_ratio.\n\n"
+    "    cu_seq_lens[b + 1]                            = cu_seq_lens[b] + states(seq_lens[b])\n"
+    "    local_cu_seq_lens[b + 1]                      = local_cu_seq_lens[b] + local(states(seq_lens[b]))\n"
+    "    token_to_seq[cu_seq_lens[b]:cu_seq_lens[b+1]] = b\n"
+    "    cu_seqlen_ks[row]                             = local_cu_seq_lens[b]\n"
+    "    cu_seqlen_ke[row]                             = cu_seqlen_ks[row] + local(states(seq_lens[b] - q + 1 + j))\n\n"
+    "`local` counts those on this rank, as in `fill_indexer_decode_metadata`. Every output is optional.\n",
+    NSA_KERNEL_RAISES};
+
+inline constexpr Docs kFillTokenRequestsDocs{
+    "None",
+    "Maps tokens to their requests, in one launch; never waits.\n\n"
+    "    out[t] = the first b with query_start_loc[b + 1] > t, or the last, for t < num_mapped, and 0 for the rest\n",
+    NSA_KERNEL_RAISES};
+
 inline constexpr Docs kRunDocs{"None",
                                "Enqueues the work, or does it at once on the CPU; never waits for the device.\n",
                                "\nRaises:\n    TypeError: The stream is none of these.\n    CudaError: CUDA failed.\n"};

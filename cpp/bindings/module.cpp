@@ -12,6 +12,7 @@
 #include "docs.h"
 #include "draft_extend_arguments.h"
 #include "error.h"
+#include "indexer_arguments.h"
 #include "nsa_kernel/info.h"
 #include "plan.h"
 #include "replay_arguments.h"
@@ -55,6 +56,39 @@ struct ReplayOp {
 
   static void fill(const Buffers& buffers, Stream stream) { fill_replay_metadata(buffers, stream); }
   static Plan bind(const Buffers& buffers) { return Plan(buffers); }
+};
+
+struct IndexerDecodeOp {
+  using Buffers = IndexerDecode;
+  using Plan = IndexerDecodePlan;
+  static constexpr const auto& kArguments = kIndexerDecodeArguments;
+  static constexpr const char* kFill = "fill_indexer_decode_metadata";
+  static constexpr const char* kPlan = "IndexerDecodePlan";
+  static constexpr const Docs& kFillDocs = kFillIndexerDecodeDocs;
+  static constexpr const Docs& kPlanDocs = kIndexerDecodePlanDocs;
+
+  static void fill(const Buffers& buffers, Stream stream) { fill_indexer_decode_metadata(buffers, stream); }
+  static Plan bind(const Buffers& buffers) { return Plan(buffers); }
+};
+
+// Ops without a plan: their arrays are others each time.
+
+struct IndexerPrefillOp {
+  using Buffers = IndexerPrefill;
+  static constexpr const auto& kArguments = kIndexerPrefillArguments;
+  static constexpr const char* kFill = "fill_indexer_prefill_metadata";
+  static constexpr const Docs& kFillDocs = kFillIndexerPrefillDocs;
+
+  static void fill(const Buffers& buffers, Stream stream) { fill_indexer_prefill_metadata(buffers, stream); }
+};
+
+struct TokenRequestsOp {
+  using Buffers = TokenRequests;
+  static constexpr const auto& kArguments = kTokenRequestsArguments;
+  static constexpr const char* kFill = "fill_token_requests";
+  static constexpr const Docs& kFillDocs = kFillTokenRequestsDocs;
+
+  static void fill(const Buffers& buffers, Stream stream) { fill_token_requests(buffers, stream); }
 };
 
 // A function: its name, its parameters, and a call with a value for each of them, null where none is given.
@@ -302,6 +336,9 @@ NB_MODULE(_ext, m) {
   def<FillAdaptive>(m);
   def<FillOptimized>(m);
   def_op<ReplayOp>(m);
+  def_op<IndexerDecodeOp>(m);
+  def<Fill<IndexerPrefillOp>>(m);
+  def<Fill<TokenRequestsOp>>(m);
   def<IsAvailable>(m);
   def<KernelInfo>(m);
   def<LaunchEmpty>(m);

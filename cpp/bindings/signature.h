@@ -12,7 +12,7 @@ namespace nsa_kernel::bindings {
 
 struct Parameter {
   const char* name;
-  const char* role;  ///< lengths, output, table, output_table, number, word, flag or stream
+  const char* role;  ///< lengths, output, flat_output, table, output_table, number, word, flag or stream
   bool is_required;
   nanobind::object default_value;  ///< of one that is not required
   std::vector<std::string> words;  ///< those that it may be
@@ -94,7 +94,8 @@ std::vector<std::string> words_of(const std::optional<Field>*) {
 /// its arguments are members of.
 template <class Buffers, class List>
 std::vector<Parameter> parameters_of(const List& list) {
-  constexpr const char* kRoles[] = {"lengths", "output", "table", "output_table", "number", "word", "flag"};
+  constexpr const char* kRoles[] = {"lengths",      "output", "flat_output", "table",
+                                    "output_table", "number", "word",        "flag"};
   std::vector<Parameter> parameters;
   const Buffers initial;
   list.for_each([&](size_t, const auto& argument) {

@@ -34,7 +34,7 @@ constexpr const char* word_of(T value) {
 }
 
 /// What an argument is.
-enum class Role { lengths, output, table, output_table, number, word, flag };
+enum class Role { lengths, output, flat_output, table, output_table, number, word, flag };
 
 template <class Field>
 struct RoleOf {
@@ -56,6 +56,10 @@ struct RoleOf<View<int32_t>> {
   static constexpr Role value = Role::output;
 };
 template <>
+struct RoleOf<FlatView> {
+  static constexpr Role value = Role::flat_output;
+};
+template <>
 struct RoleOf<TableView<const int32_t>> {
   static constexpr Role value = Role::table;
 };
@@ -65,11 +69,14 @@ struct RoleOf<TableView<int32_t>> {
 };
 
 constexpr bool is_array(Role role) { return role <= Role::output_table; }
-constexpr bool is_output(Role role) { return role == Role::output || role == Role::output_table; }
+constexpr bool is_output(Role role) {
+  return role == Role::output || role == Role::flat_output || role == Role::output_table;
+}
 
 /// One argument: a member of the op's struct, whose type says what it is. A LengthView is an input of lengths, a View
-/// an output, a TableView of constants an input table, another TableView an output table; the rest are numbers, words
-/// and flags. Where an optional one is not given, the member keeps its initializer.
+/// an output, a FlatView one of one or two dimensions, a TableView of constants an input table, another TableView an
+/// output table; the rest are numbers, words and flags. Where an optional one is not given, the member keeps its
+/// initializer.
 template <class Struct, class Field>
 struct Argument {
   static constexpr Role kRole = RoleOf<Field>::value;

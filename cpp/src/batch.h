@@ -94,13 +94,16 @@ struct Batch {
   static constexpr bool kMayBeCumulative = kCounts == TokenCounts::any;
   static constexpr int32_t kCumulative = -1;
 
+  /// Of KV entries: of any counts, those that are to be divided, before they saturate as they are stored.
+  using Length = std::conditional_t<kMayBeCumulative, int64_t, int32_t>;
+
   int32_t bs;                 ///< requests
   int32_t uniform_tokens;     ///< tokens of each request, where no array says it; kCumulative where its sum does
   IndexArray<Step> seq_lens;  ///< [bs] KV length of each request
   /// [bs] row of each request in the source table
   [[no_unique_address]] std::conditional_t<kHasSourceRows, IndexArray<Step>, Absent> source_rows;
   IndexArray<Step> token_counts;
-  int32_t pending_tokens;  ///< draft tokens of each request that are not yet in seq_lens
+  int32_t pending_tokens;  ///< draft tokens of each request that are not yet in seq_lens; of any counts 0
   int32_t capacity;        ///< tokens that the per-token outputs hold
 
   using Tokens = RawTokens<kMayBeCumulative>;
@@ -116,6 +119,9 @@ struct Batch {
     if constexpr (kCounts == TokenCounts::lengths) return true;
     return static_cast<bool>(token_counts);
   }
+
+  /// Whether tokens beyond the capacity are not there. Where the host knows all tokens of a batch, there are none.
+  NSA_KERNEL_HOST_DEVICE bool is_bounded() const { return kMayBeCumulative || ragged(); }
 
   NSA_KERNEL_HOST_DEVICE Tokens read_tokens(int b) const {
     Tokens tokens{};
@@ -134,28 +140,39 @@ struct Batch {
   /// Tokens of a request; more than an int32 holds count as that many.
   NSA_KERNEL_HOST_DEVICE int32_t tokens(const Tokens& raw) const {
     if constexpr (kMayBeCumulative) {
-      if (is_cumulative()) return rules::saturated(token_difference(raw));
+      if (is_cumulative()) {
+        const uint64_t difference = token_difference(raw);
+        return static_cast<int32_t>(difference < rules::kMaxStored ? difference : rules::kMaxStored);
+      }
     }
     return ragged() ? rules::saturating_offset(token_counts.length32(raw.count), 0) : uniform_tokens;
   }
   NSA_KERNEL_HOST_DEVICE int32_t tokens(const Request& request) const { return tokens(request.tokens); }
 
   /// KV entries of a request.
-  NSA_KERNEL_HOST_DEVICE int32_t kv(const Request& request) const {
-    return rules::kv_length(seq_lens.length32(request.seq_len), pending_tokens);
+  NSA_KERNEL_HOST_DEVICE Length kv(const Request& request) const {
+    if constexpr (kMayBeCumulative) {
+      return rules::length(seq_lens.value(request.seq_len));
+    } else {
+      return rules::kv_length(seq_lens.length32(request.seq_len), pending_tokens);
+    }
   }
 
   /// KV length that the first token of a request sees: below 1 in a padded row.
-  NSA_KERNEL_HOST_DEVICE int32_t first_seqlen(const Request& request) const {
+  NSA_KERNEL_HOST_DEVICE Length first_seqlen(const Request& request) const {
     if constexpr (kCounts == TokenCounts::uniform) {
       return rules::first_seqlen_of_uniform(seq_lens.length32(request.seq_len), pending_tokens, uniform_tokens);
     }
-    int64_t added = uniform_tokens;
-    if (ragged()) added = rules::length(token_counts.value(request.tokens.count));
     if constexpr (kMayBeCumulative) {
+      uint64_t added = static_cast<uint64_t>(uniform_tokens);
+      if (ragged()) added = static_cast<uint64_t>(rules::length(token_counts.value(request.tokens.count)));
       if (is_cumulative()) added = token_difference(request.tokens);
+      return rules::wide_first_seqlen(kv(request), added);
+    } else {
+      int64_t added = uniform_tokens;
+      if (ragged()) added = rules::length(token_counts.value(request.tokens.count));
+      return rules::first_seqlen(rules::length(seq_lens.value(request.seq_len)), pending_tokens, added);
     }
-    return rules::first_seqlen(rules::length(seq_lens.value(request.seq_len)), pending_tokens, added);
   }
 
   /// Tokens before request b, where they are not ragged.
@@ -172,25 +189,30 @@ struct Batch {
   }
 
   NSA_KERNEL_HOST_DEVICE RawIndex read_source_row(int b) const {
-    if constexpr (!kHasSourceRows) return {static_cast<uint32_t>(b), 0};
-    return source_rows.read(b);
+    if constexpr (kHasSourceRows) {
+      return source_rows.read(b);
+    } else {
+      return {static_cast<uint32_t>(b), 0};
+    }
   }
 
   /// Row of a source table of so many rows; -1 outside it.
   NSA_KERNEL_HOST_DEVICE int32_t source_row(const RawIndex& raw, int32_t rows) const {
-    if constexpr (!kHasSourceRows) return static_cast<int32_t>(raw.low);
-    const int64_t row = source_rows.value(raw);
-    return static_cast<uint64_t>(row) < static_cast<uint64_t>(rows) ? static_cast<int32_t>(row) : -1;
+    if constexpr (kHasSourceRows) {
+      const int64_t row = source_rows.value(raw);
+      return static_cast<uint64_t>(row) < static_cast<uint64_t>(rows) ? static_cast<int32_t>(row) : -1;
+    } else {
+      return static_cast<int32_t>(raw.low);
+    }
   }
 
  private:
   NSA_KERNEL_HOST_DEVICE bool is_cumulative() const { return uniform_tokens == kCumulative; }
 
-  NSA_KERNEL_HOST_DEVICE int64_t token_difference(const Tokens& raw) const {
+  /// May exceed an int64.
+  NSA_KERNEL_HOST_DEVICE uint64_t token_difference(const Tokens& raw) const {
     const int64_t begin = token_counts.value(raw.count), end = token_counts.value(raw.end);
-    if (end <= begin) return 0;
-    const uint64_t difference = static_cast<uint64_t>(end) - static_cast<uint64_t>(begin);  // may exceed an int64
-    return difference < uint64_t{1} << 62 ? static_cast<int64_t>(difference) : int64_t{1} << 62;
+    return end > begin ? static_cast<uint64_t>(end) - static_cast<uint64_t>(begin) : 0;
   }
 };
 

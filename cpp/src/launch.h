@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "nsa_kernel/draft_extend.h"
+#include "nsa_kernel/indexer.h"
 #include "nsa_kernel/info.h"
 #include "nsa_kernel/replay.h"
 #include "nsa_kernel/types.h"
@@ -23,6 +24,13 @@ std::shared_ptr<int32_t> allocate_workspace(Device device, int64_t bs);
 
 /// Enqueues the refresh.
 void fill_replay(const Replay& args, Stream stream);
+
+/// Enqueues the refresh.
+void fill_indexer_decode(const IndexerDecode& args, Stream stream);
+
+/// Enqueues the fill.
+void fill_indexer_prefill(const IndexerPrefill& args, Stream stream);
+void fill_token_requests(const TokenRequests& args, Stream stream);
 
 /// Enqueues nothing, at the price of a launch.
 void launch_empty(Device device, Stream stream);

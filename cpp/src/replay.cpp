@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "check_arrays.h"
+#include "check_schedule.h"
 #include "launch.h"
 #include "replay_arguments.h"
 #include "replay_batch.h"
@@ -63,40 +64,6 @@ void check_outputs(const Replay& args) {
           "], must be at least [", bs, ", ", n, "]");
 }
 
-/// A table of pairs, which kernels write 8 bytes at a time.
-void check_pairs(const char* name, const TableView<int32_t>& pairs) {
-  require(pairs.cols == 2, name, " has ", pairs.cols, " columns, must have 2");
-  require.countable(name, pairs.rows);
-  require.layout(pairs.row_stride == 2, name, " has row stride ", pairs.row_stride, ", must be contiguous");
-  require.layout(reinterpret_cast<uintptr_t>(pairs.data) % 8 == 0, name,
-                 " starts at an address that is not a multiple of 8, must be aligned");
-}
-
-void check_schedule(const Replay& args) {
-  const bool by_request = args.schedule_rows == ScheduleRows::request;
-  if (!args.schedule) {
-    require(!args.schedule_format, "schedule_format is given without schedule, must be absent");
-    require(!args.schedule_atoms, "schedule_atoms is given without schedule, must be absent");
-    return;
-  }
-  require(args.schedule_format.has_value(), "schedule_format is absent, must be given with schedule");
-  const ScheduleFormat format = *args.schedule_format;
-  require(format == ScheduleFormat::deepgemm_sm90 || format == ScheduleFormat::deepgemm_sm100_256 ||
-              format == ScheduleFormat::deepgemm_sm100_384,
-          "schedule_format is ", static_cast<int64_t>(format),
-          ", must be deepgemm_sm90, deepgemm_sm100_256 or deepgemm_sm100_384");
-  require(by_request || args.schedule_rows == ScheduleRows::token, "schedule_rows is ",
-          static_cast<int64_t>(args.schedule_rows), ", must be token or request");
-  check_pairs("schedule", args.schedule);
-  require(args.schedule.rows >= 2, "schedule has ", args.schedule.rows, " rows, must have at least 2");
-  require(!by_request || !args.extend_seq_lens || format == ScheduleFormat::deepgemm_sm100_384,
-          "schedule_rows is request with extend_seq_lens, must be token but in deepgemm_sm100_384");
-  if (!args.schedule_atoms) return;
-  require(by_request && format == ScheduleFormat::deepgemm_sm90,
-          "schedule_atoms is given, must be absent but in deepgemm_sm90 with rows by request");
-  require(*args.schedule_atoms >= 1, "schedule_atoms is ", *args.schedule_atoms, ", must be at least 1");
-}
-
 void check_topk_plan(const Replay& args) {
   if (!args.topk_plan) {
     require(!args.topk_plan_format, "topk_plan_format is given without topk_plan, must be absent");
@@ -110,7 +77,7 @@ void check_topk_plan(const Replay& args) {
           "topk_plan_format is ", static_cast<int64_t>(format),
           ", must be sglang_topk_v2_sm90 or sglang_topk_v2_sm100");
   require.not_negative("topk_plan_clusters", *args.topk_plan_clusters);
-  check_pairs("topk_plan", args.topk_plan);
+  require.pairs("topk_plan", args.topk_plan);
   const int64_t rows = token_rows(batch_of<TokenCounts::uniform_or_lengths>(args));
   require(args.topk_plan.rows >= rows + 1, "topk_plan has ", args.topk_plan.rows, " rows, must have at least ",
           rows + 1);
@@ -123,8 +90,7 @@ void check_table_size(const char* name, const TableView<T>& table) {
 }
 
 void check_tables(const Replay& args) {
-  require(args.page_size >= 1 && args.page_size <= rules::kMaxStored, "page_size is ", args.page_size,
-          ", must be from 1 to ", rules::kMaxStored);
+  require.divisor("page_size", args.page_size);
   if (args.req_pool_indices) {
     require.same_size("req_pool_indices", args.req_pool_indices, "seq_lens", args.seq_lens);
   }
@@ -161,7 +127,7 @@ Replay checked(Replay args) {
   args.num_draft_tokens = args.mode == Mode::decode ? 1 : args.num_draft_tokens.value_or(0);
   check_outputs(args);
   check_tables(args);
-  check_schedule(args);
+  check_schedule(require, args, args.extend_seq_lens ? "extend_seq_lens" : nullptr);
   check_topk_plan(args);
   args.nsa_index_topk = rules::min(args.nsa_index_topk.value_or(0), rules::kMaxStored);
   if (!args.schedule_atoms) args.schedule_atoms = rules::ceil_div(*args.num_draft_tokens, 2);

@@ -3,22 +3,13 @@
 
 #include "arguments.h"
 #include "nsa_kernel/replay.h"
+#include "schedule_words.h"
 
 namespace nsa_kernel {
 
 template <>
 inline constexpr std::array<Word<Mode>, 3> kWords<Mode>{
     {{"decode", Mode::decode}, {"target_verify", Mode::target_verify}, {"draft_extend", Mode::draft_extend}}};
-
-template <>
-inline constexpr std::array<Word<ScheduleFormat>, 3> kWords<ScheduleFormat>{
-    {{"deepgemm_sm90", ScheduleFormat::deepgemm_sm90},
-     {"deepgemm_sm100_256", ScheduleFormat::deepgemm_sm100_256},
-     {"deepgemm_sm100_384", ScheduleFormat::deepgemm_sm100_384}}};
-
-template <>
-inline constexpr std::array<Word<ScheduleRows>, 2> kWords<ScheduleRows>{
-    {{"token", ScheduleRows::token}, {"request", ScheduleRows::request}}};
 
 template <>
 inline constexpr std::array<Word<TopkPlanFormat>, 2> kWords<TopkPlanFormat>{

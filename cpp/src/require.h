@@ -51,6 +51,21 @@ class Require {
     (*this)(!view || view.size >= size, name, " has ", view.size, " elements, must have at least ", size);
   }
 
+  /// A table of pairs, which kernels write 8 bytes at a time.
+  void pairs(const char* name, const TableView<int32_t>& table) const {
+    (*this)(table.cols == 2, name, " has ", table.cols, " columns, must have 2");
+    countable(name, table.rows);
+    layout(table.row_stride == 2, name, " has row stride ", table.row_stride, ", must be contiguous");
+    layout(reinterpret_cast<uintptr_t>(table.data) % 8 == 0, name,
+           " starts at an address that is not a multiple of 8, must be aligned");
+  }
+
+  /// A number that kernels divide by.
+  void divisor(const char* name, int64_t value) const {
+    constexpr int64_t kMost = 2147483647;
+    (*this)(value >= 1 && value <= kMost, name, " is ", value, ", must be from 1 to ", kMost);
+  }
+
   void not_negative(const char* name, int64_t value) const {
     (*this)(value >= 0, name, " is ", value, ", must be at least 0");
   }

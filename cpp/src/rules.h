@@ -93,6 +93,74 @@ class Divisor {
   int shift_ = 31;
 };
 
+/// Division of 64-bit numbers, few of which are above 2**31 - 1.
+class WideDivisor {
+ public:
+  /// `value` is from 1 to 2**31 - 1.
+  constexpr explicit WideDivisor(int64_t value) : narrow_(value), value_(static_cast<int32_t>(value)) {}
+
+  constexpr int32_t value() const { return value_; }
+
+  /// Rounded down; the dividend is not negative.
+  constexpr int64_t quotient(int64_t dividend) const {
+    return dividend <= kMaxStored ? narrow_.quotient(static_cast<int32_t>(dividend)) : dividend / value_;
+  }
+
+ private:
+  Divisor narrow_;
+  int32_t value_;
+};
+
+/// KV length that the first of q tokens sees, before it saturates; of a padded row, -2**62 stands for all below.
+constexpr int64_t wide_first_seqlen(int64_t seq_len, uint64_t q) {
+  const uint64_t k = static_cast<uint64_t>(seq_len);
+  constexpr int64_t kLeast = -(int64_t{1} << 62);
+  if (q > k) return q - k <= static_cast<uint64_t>(-kLeast) ? 1 - static_cast<int64_t>(q - k) : kLeast;
+  return static_cast<int64_t>(q > 0 ? k - q + 1 : k);  // of no token, none sees more than all
+}
+
+/// KV length that token `j` sees, before it saturates.
+constexpr int64_t expanded_seqlen(int64_t first, int32_t j) { return max(first + j, 0); }
+
+/// The part of a KV cache that one rank of decode context parallelism holds: ranks take turns, `interleave` entries
+/// each.
+class ContextShard {
+ public:
+  /// world * interleave is at most 2**31 - 1, and rank below world.
+  constexpr ContextShard(int64_t world, int64_t rank, int64_t interleave)
+      : round_(world * interleave), interleave_(interleave), skipped_(static_cast<int32_t>(rank * interleave)) {}
+
+  /// Of the first `entries`, those that the rank holds.
+  constexpr int64_t local(int64_t entries) const {
+    const int64_t rounds = round_.quotient(entries);
+    const int64_t rest = entries - rounds * round_.value() - skipped_;
+    return rounds * interleave_.value() + max(min(rest, interleave_.value()), 0);
+  }
+
+  /// How many entries may follow the first `entries` before the rank holds more than `held`, or `most` if that is less.
+  constexpr int64_t room(int64_t entries, int64_t held, int64_t most) const {
+    const int64_t rounds = round_.quotient(entries), held_rounds = interleave_.quotient(held);
+    if (held_rounds - rounds > most) return most;  // a round has one entry at least
+    const int64_t last = (held_rounds - rounds) * round_.value() + skipped_ + held - held_rounds * interleave_.value();
+    return min(last - (entries - rounds * round_.value()), most);
+  }
+
+ private:
+  WideDivisor round_;
+  WideDivisor interleave_;
+  int32_t skipped_;  ///< of each round, what ranks before this one hold
+};
+
+/// States of a sequence in the indexer's cache of a rank: one for `compress_ratio` entries.
+constexpr int64_t final_states(int64_t entries, const ContextShard& shard, const WideDivisor& compress_ratio) {
+  return compress_ratio.quotient(shard.local(entries));
+}
+
+/// The same as it is stored.
+constexpr int32_t final_length(int64_t entries, const ContextShard& shard, const WideDivisor& compress_ratio) {
+  return saturated(final_states(entries, shard, compress_ratio));
+}
+
 /// Slots of a request that a row of `page_table` holds.
 constexpr int32_t live_slots(int32_t kv, int32_t source_width, int32_t output_width) {
   const int32_t width = source_width < output_width ? source_width : output_width;
@@ -108,6 +176,11 @@ constexpr int32_t page_count(int32_t slots, const Divisor& page_size) {
 constexpr int32_t live_pages(int32_t kv, int32_t source_width, int32_t output_width, const Divisor& page_size) {
   const int32_t pages = page_count(kv < source_width ? kv : source_width, page_size);
   return pages < output_width ? pages : output_width;
+}
+
+/// Columns of a block table that show a sequence of so many states: at least one.
+constexpr int32_t live_blocks(int64_t states, const WideDivisor& page_size) {
+  return saturated(page_size.quotient(max(states - 1, 0)) + 1);
 }
 
 /// Page of a slot: the quotient rounded down, also below 0.

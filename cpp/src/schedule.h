@@ -11,19 +11,23 @@
 
 namespace nsa_kernel {
 
-/// A request as a schedule sees it, if the outputs hold all of its tokens.
+/// A request of a batch as a schedule sees it.
 template <class Batch>
-NSA_KERNEL_HOST_DEVICE rules::ScheduledRequest scheduled_whole(const Batch& batch, const rules::ScheduleRule& rule,
-                                                               const typename Batch::Request& request) {
+using ScheduledRequestOf = rules::ScheduledRequest<typename Batch::Length>;
+
+/// That, if the outputs hold all of its tokens.
+template <class Batch>
+NSA_KERNEL_HOST_DEVICE ScheduledRequestOf<Batch> scheduled_whole(const Batch& batch, const rules::ScheduleRule& rule,
+                                                                 const typename Batch::Request& request) {
   return {rule.by_request() ? batch.kv(request) : batch.first_seqlen(request), batch.tokens(request)};
 }
 
-/// The same of a ragged batch whose outputs hold some of its tokens; `before` are the tokens of earlier requests.
+/// The same of a bounded batch whose outputs hold some of its tokens; `before` are the tokens of earlier requests.
 template <class Batch>
-NSA_KERNEL_HOST_DEVICE rules::ScheduledRequest scheduled(const Batch& batch, const rules::ScheduleRule& rule,
-                                                         const typename Batch::Request& request, int32_t before) {
-  const rules::ScheduledRequest whole = scheduled_whole(batch, rule, request);
-  const int32_t held = batch.ragged() ? batch.held_tokens(before, whole.tokens) : whole.tokens;
+NSA_KERNEL_HOST_DEVICE ScheduledRequestOf<Batch> scheduled(const Batch& batch, const rules::ScheduleRule& rule,
+                                                           const typename Batch::Request& request, int32_t before) {
+  const ScheduledRequestOf<Batch> whole = scheduled_whole(batch, rule, request);
+  const int32_t held = batch.is_bounded() ? batch.held_tokens(before, whole.tokens) : whole.tokens;
   if (held == whole.tokens || !rule.by_request()) return {whole.seqlen, held};
   return {held > 0 ? rules::expanded_seqlen(batch.first_seqlen(request), held - 1) : 0, held};
 }
@@ -31,7 +35,7 @@ NSA_KERNEL_HOST_DEVICE rules::ScheduledRequest scheduled(const Batch& batch, con
 /// Rows by token of a batch: their number is known to the host.
 template <class Batch>
 int64_t token_rows(const Batch& batch) {
-  return batch.ragged() ? batch.capacity : int64_t{batch.bs} * batch.uniform_tokens;
+  return batch.is_bounded() ? batch.capacity : int64_t{batch.bs} * batch.uniform_tokens;
 }
 
 /// Writes the schedule of a batch.
@@ -53,7 +57,7 @@ void fill_schedule_on_cpu(const Batch& batch, const Splits& splits, const rules:
   const rules::SlotShares shares = rule.shares(total, slots, rules::Divisor(slots));
 
   int32_t b = -1, work_before = 0, work_end = 0, tokens_before = 0, tokens_end = 0;
-  rules::ScheduledRequest request{};
+  ScheduledRequestOf<Batch> request{};
   for (int32_t slot = 0; slot < slots; ++slot) {
     const int32_t start = shares.start(slot);
     if (start >= total) {

@@ -11,6 +11,8 @@ namespace nsa_kernel::rules {
 /// Splits of rows whose length is a KV length.
 class SeqlenSplits {
  public:
+  using Length = int32_t;
+
   /// `split` is the number of KV entries in a split.
   constexpr explicit SeqlenSplits(int32_t split) : split_(static_cast<uint32_t>(split)), divisor_(split) {}
 
@@ -31,9 +33,36 @@ class SeqlenSplits {
   Divisor divisor_;
 };
 
+/// The same, where consumers read the part that a rank of decode context parallelism holds of each row, in compressed
+/// states.
+class FinalSplits {
+ public:
+  using Length = int64_t;
+
+  constexpr FinalSplits(int32_t split, const ContextShard& shard, const WideDivisor& compress_ratio)
+      : shard_(shard), compress_ratio_(compress_ratio), split_(split), divisor_(split) {}
+
+  constexpr int32_t of_row(int64_t length) const {
+    return page_count(final_length(length, shard_, compress_ratio_), divisor_);
+  }
+
+  constexpr int32_t run(int64_t length, int32_t splits, int32_t most) const {
+    const int64_t states = int64_t{splits} * split_, ratio = compress_ratio_.value();
+    if (states >= kMaxStored) return most;  // no row is longer
+    return 1 + static_cast<int32_t>(shard_.room(length, states * ratio + (ratio - 1), most - 1));
+  }
+
+ private:
+  ContextShard shard_;
+  WideDivisor compress_ratio_;
+  int32_t split_;
+  Divisor divisor_;
+};
+
 /// What a schedule has to know of a request.
+template <class Length>
 struct ScheduledRequest {
-  int32_t seqlen;  ///< KV length that its first token sees; where it has one row, the length of that
+  Length seqlen;   ///< KV length that its first token sees; where it has one row, the length of that
   int32_t tokens;  ///< those that the outputs hold
 };
 
@@ -80,7 +109,7 @@ class ScheduleRule {
 
   /// Work of all rows of a request, as it is stored. `splits` counts as SeqlenSplits does.
   template <class Splits>
-  constexpr int32_t work(const Splits& splits, const ScheduledRequest& request) const {
+  constexpr int32_t work(const Splits& splits, const ScheduledRequest<typename Splits::Length>& request) const {
     if (by_request_) return saturated(int64_t{splits.of_row(request.seqlen)} * split_work(request.tokens));
     if (request.tokens == 1) return saturated(int64_t{splits.of_row(expanded_seqlen(request.seqlen, 0))} * row_work_);
     int32_t sum = 0;
@@ -95,8 +124,8 @@ class ScheduleRule {
   /// The start of a slot that has `offset` of the work of request b before it, less than all of it. `tokens_before` are
   /// the tokens of earlier requests.
   template <class Splits>
-  constexpr ScheduleEntry entry(const Splits& splits, const ScheduledRequest& request, int32_t b, int32_t tokens_before,
-                                int32_t offset) const {
+  constexpr ScheduleEntry entry(const Splits& splits, const ScheduledRequest<typename Splits::Length>& request,
+                                int32_t b, int32_t tokens_before, int32_t offset) const {
     if (!by_request_) {
       const int32_t number = row_work_ == 1 ? offset : row_work_divisor_.quotient(offset);
       if (request.tokens == 1) return {tokens_before, number};
@@ -127,20 +156,24 @@ class ScheduleRule {
   };
 
   /// The first token whose KV length is not below 0.
-  static constexpr int32_t first_token(const ScheduledRequest& request) {
+  template <class Length>
+  static constexpr int32_t first_token(const ScheduledRequest<Length>& request) {
     if (request.seqlen >= 0) return 0;
-    return -request.seqlen < request.tokens ? -request.seqlen : request.tokens;
+    return -request.seqlen < request.tokens ? static_cast<int32_t>(-request.seqlen) : request.tokens;
   }
 
   template <class Splits>
-  static constexpr Run run_from(const Splits& splits, const ScheduledRequest& request, int32_t token) {
-    const int32_t length = expanded_seqlen(request.seqlen, token), count = splits.of_row(length);
+  static constexpr Run run_from(const Splits& splits, const ScheduledRequest<typename Splits::Length>& request,
+                                int32_t token) {
+    const auto length = expanded_seqlen(request.seqlen, token);
+    const int32_t count = splits.of_row(length);
     return {splits.run(length, count, request.tokens - token), count};
   }
 
   /// Rows by token: the split of this number of a request.
   template <class Splits>
-  static constexpr ScheduleEntry entry_of_token(const Splits& splits, const ScheduledRequest& request,
+  static constexpr ScheduleEntry entry_of_token(const Splits& splits,
+                                                const ScheduledRequest<typename Splits::Length>& request,
                                                 int32_t tokens_before, int32_t number) {
     int32_t token = first_token(request);
     Run run = run_from(splits, request, token);

@@ -37,7 +37,7 @@ struct ReplayArguments {
   int32_t* cache_seqlens;
   int32_t* cu_seqlens_k;
   TableRows<int32_t, typename Traits::Stride> ctx_lens_2d;
-  [[no_unique_address]] std::conditional_t<Traits::kSchedules, ScheduleArguments<rules::SeqlenSplits>, Absent>
+  [[no_unique_address]] std::conditional_t<Traits::kSchedules, TopkPlanArguments<rules::SeqlenSplits>, Absent>
       schedules;
 
   using Request = typename decltype(batch)::Request;

@@ -26,12 +26,6 @@ constexpr int kSmallBatchBlocksPerMultiprocessor = Traits::kCounts == TokenCount
 template <class Traits>
 using SmallBatchShape = CopyShape<Traits::kCounts == TokenCounts::lengths ? 4 : 3, 2>;
 
-/// Whether a block beyond those of lengths writes tables: where no schedule is asked for, all do.
-template <class Traits>
-__device__ bool writes_tables(const ReplayArguments<Traits>& args, unsigned block) {
-  return !Traits::kSchedules || block < args.roles.schedule;
-}
-
 template <class Traits>
 __global__ __launch_bounds__(kSmallBatchBlock) void replay_small_batch_kernel(
     const __grid_constant__ ReplayArguments<Traits> args) {
@@ -141,17 +135,11 @@ auto schedule_arguments(const Replay& buffers, const Batch<Traits::kCounts, type
   if constexpr (Traits::kSchedules) {
     const ScheduleFormat format = buffers.schedule_format.value_or(ScheduleFormat::deepgemm_sm90);
     const rules::ScheduleRule rule(format, buffers.schedule_rows, *buffers.schedule_atoms);
-    const int64_t slots = rules::max(buffers.schedule.rows - 1, 1), rows = token_rows(batch);
-    return ScheduleArguments<rules::SeqlenSplits>{
-        .schedule = reinterpret_cast<Pair*>(buffers.schedule.data),
-        .slots = static_cast<int32_t>(slots),
-        .slots_divisor = rules::Divisor(slots),
-        .rule = rule,
-        .splits = rules::SeqlenSplits(rule.split()),
-        .end = rule.end(batch.bs, rules::saturated(rows)),
-        .topk_plan_begin = 0,
-        .topk_plan = reinterpret_cast<Pair*>(buffers.topk_plan.data),
-        .topk_plan_rule = rules::TopkPlanRule(buffers.topk_plan_format.value_or(TopkPlanFormat::sglang_topk_v2_sm90)),
+    return TopkPlanArguments<rules::SeqlenSplits>{
+        {buffers.schedule, rule, rules::SeqlenSplits(rule.split()), batch},
+        0,
+        reinterpret_cast<Pair*>(buffers.topk_plan.data),
+        rules::TopkPlanRule(buffers.topk_plan_format.value_or(TopkPlanFormat::sglang_topk_v2_sm90)),
     };
   } else {
     return Absent();

@@ -14,7 +14,7 @@
 // a small batch, of up to one warp's width, each warp looks for itself; in a larger one, half the warps of a block, its
 // scheduler warps, look for all.
 //
-// `Args` below has what an op passes to its kernel: roles, bs_divisor, start_stride, batch, tables, and
+// `Args` below has what an op passes to its kernel: Traits, roles, bs_divisor, start_stride, batch, tables, and
 // entries(request), the number of KV entries that tables show of a request.
 #pragma once
 
@@ -23,6 +23,12 @@
 #include "tables/copy.cuh"
 
 namespace nsa_kernel::cuda {
+
+/// Whether a block beyond those of lengths writes tables: where no schedule is asked for, all do.
+template <class Args>
+__device__ bool writes_tables(const Args& args, unsigned block) {
+  return !Args::Traits::kSchedules || block < args.roles.schedule;
+}
 
 /// Whether a request has more rows than a task covers.
 template <class Args>

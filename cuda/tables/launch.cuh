@@ -73,7 +73,7 @@ int64_t table_blocks(Args& args, int64_t warps_of_block, int64_t limit) {
 
 /// Not many more blocks for tables than run at once beside the others: one that has to wait takes twice the time.
 inline int64_t table_block_limit(int64_t at_once, int64_t other_blocks) {
-  return rules::max(at_once - other_blocks, at_once / 2);
+  return rules::max(at_once - other_blocks, rules::ceil_div(at_once, 2));
 }
 
 /// Whether every row starts at a multiple of 16 bytes.

@@ -3,6 +3,7 @@
 from ._ext import (
     CudaError,
     DraftExtendPlan,
+    IndexerDecodePlan,
     ReplayPlan,
     __version__,
     fill_draft_extend_metadata,
@@ -11,7 +12,10 @@ from ._ext import (
     fill_draft_extend_metadata_cuda_basic,
     fill_draft_extend_metadata_cuda_optimized,
     fill_draft_extend_metadata_inplace,
+    fill_indexer_decode_metadata,
+    fill_indexer_prefill_metadata,
     fill_replay_metadata,
+    fill_token_requests,
     get_kernel_info,
     is_cuda_kernel_available,
 )
@@ -19,6 +23,7 @@ from ._ext import (
 __all__ = [
     "CudaError",
     "DraftExtendPlan",
+    "IndexerDecodePlan",
     "ReplayPlan",
     "__version__",
     "fill_draft_extend_metadata",
@@ -27,7 +32,10 @@ __all__ = [
     "fill_draft_extend_metadata_cuda_basic",
     "fill_draft_extend_metadata_cuda_optimized",
     "fill_draft_extend_metadata_inplace",
+    "fill_indexer_decode_metadata",
+    "fill_indexer_prefill_metadata",
     "fill_replay_metadata",
+    "fill_token_requests",
     "get_kernel_info",
     "is_cuda_kernel_available",
 ]

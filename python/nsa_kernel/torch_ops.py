@@ -1,8 +1,9 @@
 """The functions that never wait as torch operators, so that `torch.compile` sees through them.
 
-Importing this module registers `torch.ops.nsa_kernel.fill_draft_extend_metadata` and
-`torch.ops.nsa_kernel.fill_replay_metadata`. From then on the public functions of the same names trace into these
-operators under `torch.compile(fullgraph=True)`; in eager mode they stay the very same objects.
+Importing this module registers `torch.ops.nsa_kernel.fill_draft_extend_metadata`, `.fill_replay_metadata`,
+`.fill_indexer_decode_metadata`, `.fill_indexer_prefill_metadata` and `.fill_token_requests`. From then on the public
+functions of the same names trace into these operators under `torch.compile(fullgraph=True)`; in eager mode they stay
+the very same objects.
 """
 
 from collections.abc import Callable
@@ -33,7 +34,7 @@ def _schema(function: str) -> str:
             parameters.append("*")
             by_name = True
         kind = {"number": "SymInt", "word": "str", "flag": "bool"}.get(row["role"], "Tensor")
-        if row["role"].startswith("output"):
+        if "output" in row["role"]:
             kind += f"({chr(ord('a') + written)}!)"
             written += 1
         parameter = f"{kind} {_OTHER_NAMES.get(row['name'], row['name'])}"
@@ -64,3 +65,6 @@ def _register(function: Callable[..., None]) -> None:
 
 _register(nsa_kernel.fill_draft_extend_metadata)
 _register(nsa_kernel.fill_replay_metadata)
+_register(nsa_kernel.fill_indexer_decode_metadata)
+_register(nsa_kernel.fill_indexer_prefill_metadata)
+_register(nsa_kernel.fill_token_requests)

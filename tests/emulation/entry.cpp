@@ -6,6 +6,7 @@
 
 #include "check.h"
 #include "draft_extend_arguments.h"
+#include "indexer_arguments.h"
 #include "kernels.h"
 #include "machine.h"
 #include "replay_arguments.h"
@@ -44,6 +45,7 @@ struct Value {
       view = {static_cast<const int32_t*>(data), size, stride};
     }
   }
+  void get(FlatView& view) const { view = {{static_cast<int32_t*>(data), size * cols}}; }
   void get(View<int32_t>& view) const { view = {static_cast<int32_t*>(data), size}; }
   template <class T>
   void get(TableView<T>& view) const {
@@ -101,4 +103,21 @@ EXPORTED const char* fill_draft_extend_metadata(int multiprocessors, uint64_t se
 EXPORTED const char* fill_replay_metadata(int multiprocessors, uint64_t seed, const Value* values) {
   return error_of(multiprocessors, seed,
                   [&] { nsa_kernel::fill_replay_metadata(buffers_of<Replay>(kReplayArguments, values)); });
+}
+
+EXPORTED const char* fill_indexer_decode_metadata(int multiprocessors, uint64_t seed, const Value* values) {
+  return error_of(multiprocessors, seed, [&] {
+    nsa_kernel::fill_indexer_decode_metadata(buffers_of<IndexerDecode>(kIndexerDecodeArguments, values));
+  });
+}
+
+EXPORTED const char* fill_indexer_prefill_metadata(int multiprocessors, uint64_t seed, const Value* values) {
+  return error_of(multiprocessors, seed, [&] {
+    nsa_kernel::fill_indexer_prefill_metadata(buffers_of<IndexerPrefill>(kIndexerPrefillArguments, values));
+  });
+}
+
+EXPORTED const char* fill_token_requests(int multiprocessors, uint64_t seed, const Value* values) {
+  return error_of(multiprocessors, seed,
+                  [&] { nsa_kernel::fill_token_requests(buffers_of<TokenRequests>(kTokenRequestsArguments, values)); });
 }

@@ -50,6 +50,9 @@ struct View {
   friend constexpr bool operator==(const View& a, const View& b) { return a.data == b.data && a.size == b.size; }
 };
 
+/// Borrowed contiguous elements of an array of one or two dimensions, in order.
+struct FlatView : View<int32_t> {};
+
 /// A borrowed table whose rows are contiguous and `row_stride` elements apart.
 template <class T>
 struct TableView {
