@@ -13,6 +13,7 @@ import subprocess
 from pathlib import Path
 
 import draft_extend_cases
+import indexer_cases
 import nsa_kernel
 import pytest
 import replay_cases
@@ -78,6 +79,15 @@ class Machine:
     def replay(self, mode, arguments):
         self._call(nsa_kernel.fill_replay_metadata, mode, **arguments)
 
+    def indexer_decode(self, layout, arguments):
+        self._call(nsa_kernel.fill_indexer_decode_metadata, layout, **arguments)
+
+    def indexer_prefill(self, arguments):
+        self._call(nsa_kernel.fill_indexer_prefill_metadata, **arguments)
+
+    def token_requests(self, arguments):
+        self._call(nsa_kernel.fill_token_requests, **arguments)
+
     def _call(self, function, *args, **kwargs):
         """The arguments of the public function, in its order."""
         signature = inspect.signature(function)
@@ -119,6 +129,33 @@ def test_schedules_by_name(kernels, case, multiprocessors):
     schedule_cases.check(**case, device="cpu", way=Machine(kernels, multiprocessors).replay)
 
 
+INDEXER_OPS = {
+    "decode": (indexer_cases.check_decode, indexer_cases.draw_decode_case, indexer_cases.NAMED_DECODE_CASES),
+    "prefill": (indexer_cases.check_prefill, indexer_cases.draw_prefill_case, indexer_cases.NAMED_PREFILL_CASES),
+    "token_requests": (
+        indexer_cases.check_token_requests,
+        indexer_cases.draw_token_requests_case,
+        indexer_cases.NAMED_TOKEN_REQUESTS_CASES,
+    ),
+}
+
+
+def way_of(machine, op):
+    return {
+        "decode": machine.indexer_decode,
+        "prefill": machine.indexer_prefill,
+        "token_requests": machine.token_requests,
+    }[op]
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 3, 20])
+@pytest.mark.parametrize("op", INDEXER_OPS)
+def test_the_indexer_by_name(kernels, op, multiprocessors):
+    check, _, cases = INDEXER_OPS[op]
+    for case in cases.values():
+        check(**case, device="cpu", way=way_of(Machine(kernels, multiprocessors), op))
+
+
 @pytest.mark.parametrize("multiprocessors", [1, 4])
 @pytest.mark.parametrize("bs", [0, 1, 16, 17, 32, 33, 128, 129, 512, 513, 1024, 1025, 2100])
 def test_batch_sizes(kernels, bs, multiprocessors):
@@ -137,6 +174,49 @@ def test_batch_sizes(kernels, bs, multiprocessors):
             if schedule_cases.fits(mode, fmt, rows):
                 case = schedule_cases.of(fmt, rows, slots=33) | schedule_cases.plan(bs // 2)
                 schedule_cases.check(mode, [700 * kv for kv in k], q=q, **case, device="cpu", way=machine.replay)
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 4])
+@pytest.mark.parametrize("bs", [0, 1, 32, 33, 256, 257, 512, 513, 1025, 2100])
+def test_batch_sizes_of_the_indexer(kernels, bs, multiprocessors):
+    draw = random.Random(bs)
+    q = [draw.choice([0, 1, 2, 3, 40 if b == bs // 2 else 4]) for b in range(bs)]
+    k = [draw.randrange(900) for _ in range(bs)]
+    machine, starts = Machine(kernels, multiprocessors, seed=bs), indexer_cases.starts(q)
+    for tokens in ({"query_start_loc": starts}, {"query_lens": q}, {"max_query_len": 2}):
+        count = 2 * bs if "max_query_len" in tokens else sum(q)
+        for num_tokens in (count, count + 9, max(count - 3, 0)):
+            case = tokens | {"num_tokens": num_tokens, "width": 12}
+            for by in ({}, *(schedule_cases.of(fmt, rows, slots=33) for fmt, rows in INDEXER_FORMATS)):
+                indexer_cases.check_decode("rows", k, **case, **by, device="cpu", way=machine.indexer_decode)
+    native = {"query_lens": q, "max_query_len": 3, "names": indexer_cases.NATIVE_OUTPUTS}
+    for by in ({}, *(schedule_cases.of(fmt, "request", slots=33) for fmt, _ in INDEXER_FORMATS)):
+        indexer_cases.check_decode("native", k, **native, **by, device="cpu", way=machine.indexer_decode)
+    ranks = {"compress_ratio": 2, "dcp_world": 3, "dcp_rank": 1, "dcp_interleave": 4}
+    for chunk in ({}, {"first_request": bs // 3, "end_request": bs - bs // 5, "first_row": 5, "end_row": 900} | ranks):
+        indexer_cases.check_prefill(starts, k, **chunk, device="cpu", way=machine.indexer_prefill)
+    indexer_cases.check_token_requests(starts, sum(q) + 50, sum(q) + 4, device="cpu", way=machine.token_requests)
+
+
+INDEXER_FORMATS = [("deepgemm_sm90", "token"), ("deepgemm_sm100_256", "token"), ("deepgemm_sm100_384", "request")]
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 2, 5])
+@pytest.mark.parametrize("slack", [0, 1], ids=["aligned", "odd"])
+@pytest.mark.parametrize(("bs", "width"), [(1, 30_000), (7, 9_000), (40, 3_000), (520, 700)])
+def test_a_few_long_block_tables_among_short_ones(kernels, bs, width, slack, multiprocessors):
+    draw = random.Random(bs)
+    k = [draw.randrange(60) for _ in range(bs)]
+    k[draw.randrange(bs)] = 64 * width
+    indexer_cases.check_decode(
+        "rows",
+        k,
+        query_lens=[draw.choice([1, 2, 20 if b == bs - 1 else 0]) for b in range(bs)],
+        width=width,
+        slack={"expanded_block_table": (slack, slack)},
+        device="cpu",
+        way=Machine(kernels, multiprocessors, seed=bs).indexer_decode,
+    )
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 2, 5])
@@ -174,3 +254,13 @@ def test_random_cases_equal_the_oracle(kernels, op, random_cases):
         case["way"] = machine.draft_extend if op is draft_extend_cases else machine.replay
         with reproducible:
             op.check(**case, device="cpu")
+
+
+@pytest.mark.parametrize("op", INDEXER_OPS)
+def test_random_cases_of_the_indexer_equal_the_oracle(kernels, op, random_cases):
+    check, draw_case, _ = INDEXER_OPS[op]
+    for seed, reproducible in random_cases:
+        draw = random.Random(seed)
+        machine = Machine(kernels, draw.choice([1, 2, 3, 7, 24]), seed)
+        with reproducible:
+            check(**draw_case(draw) | {"way": way_of(machine, op)}, device="cpu")

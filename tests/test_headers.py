@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-HEADERS = ["draft_extend.h", "error.h", "info.h", "replay.h", "schedule.h", "types.h"]
+HEADERS = ["draft_extend.h", "error.h", "indexer.h", "info.h", "replay.h", "schedule.h", "types.h"]
 COMPILER = shutil.which("g++") or shutil.which("c++")
 
 
