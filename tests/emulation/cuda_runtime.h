@@ -54,7 +54,7 @@ inline int __syncthreads_or(int mine, EMULATION_HERE) {
 }
 template <class T>
 T __shfl_sync(unsigned, T mine, int lane, EMULATION_HERE) {
-  return static_cast<T>(emulation::meet_warp(mine, place)[lane % 32]);
+  return static_cast<T>(emulation::meet_warp(mine, place)[lane & 31]);
 }
 template <class T>
 T __shfl_up_sync(unsigned, T mine, int delta, EMULATION_HERE) {
