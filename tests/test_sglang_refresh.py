@@ -1,7 +1,7 @@
 """A refresh of SGLang's DSA backends as one launch, against SGLang's own methods on equal backends.
 
-Everything runs in child processes, with SGLang as sglang_engine.py has it. Those that interpret SGLang's kernels run with
--O, so nothing in them may rely on `assert`.
+Everything runs in child processes, with SGLang as sglang_engine.py has it. Those that interpret the kernels of SGLang run
+with -O, so nothing in them may rely on `assert`.
 """
 
 import contextlib
