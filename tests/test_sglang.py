@@ -264,6 +264,7 @@ def stays_untouched(folder, available=True):
     ("child", "environment", "reason"),
     [
         (child_switched_off, {"NSA_KERNEL_SGLANG": "0"}, "NSA_KERNEL_SGLANG is 0"),
+        (child_switched_off, {"NSA_KERNEL_SGLANG": "on"}, "NSA_KERNEL_SGLANG is 'on', must be 0, functions or 1"),
         (child_without_cuda, {}, "no CUDA device"),
         (child_on_rocm, {}, "torch is built for ROCm"),
         (
@@ -274,7 +275,15 @@ def stays_untouched(folder, available=True):
         (child_with_a_function_gone, {}, f"{METADATA}.fused_dsa_target_verify_metadata cannot be found"),
         (child_with_a_module_that_fails, {}, f"{METADATA}.fused_dsa_decode_metadata cannot be found (no driver)"),
     ],
-    ids=["switched_off", "no_cuda_device", "rocm", "unknown_signature", "function_gone", "module_fails"],
+    ids=[
+        "switched_off",
+        "unknown_word",
+        "no_cuda_device",
+        "rocm",
+        "unknown_signature",
+        "function_gone",
+        "module_fails",
+    ],
 )
 def test_sglang_stays_untouched_and_the_log_says_why(sglang_folder, child, environment, reason):
     log = in_child(sglang_folder, child, **environment)

@@ -33,21 +33,22 @@ def register() -> None:
     if obstacle:
         log.announce(f"nsa_kernel leaves SGLang's metadata functions in place: {obstacle}")
         return
-    hooks = importlib.import_module("sglang.srt.plugins.hook_registry")
-    for target, function in _FUNCTIONS.items():
-        hooks.HookRegistry.register(target, function, hooks.HookType.REPLACE)
-    names = ", ".join(function.__name__ for function in _FUNCTIONS.values())
+    what = ", ".join(function.__name__ for function in _FUNCTIONS.values())
+    replacements = _FUNCTIONS
     obstacle = _refresh_obstacle()
     if obstacle:
-        log.announce(f"nsa_kernel {nsa_kernel.__version__} replaces {names}; the refresh stays SGLang's: {obstacle}")
-        return
-    for target, around in _refresh_hooks().items():
-        hooks.HookRegistry.register(target, around, hooks.HookType.AROUND)
-    log.announce(f"nsa_kernel {nsa_kernel.__version__} replaces the refresh of captured batches and {names}")
+        what += f"; the refresh stays SGLang's: {obstacle}"
+    else:
+        what = f"the refresh of captured batches and {what}"
+        replacements = replacements | _refresh_methods()
+    hooks = importlib.import_module("sglang.srt.plugins.hook_registry")
+    for target, function in replacements.items():
+        hooks.HookRegistry.register(target, function, hooks.HookType.REPLACE)
+    log.announce(f"nsa_kernel {nsa_kernel.__version__} replaces {what}")
 
 
-def _refresh_hooks() -> dict[str, Callable[..., None]]:
-    """What stands around SGLang's methods. It imports SGLang's backend, which `register` has checked."""
+def _refresh_methods() -> dict[str, Callable[..., None]]:
+    """The methods that refresh a captured batch. Their module imports SGLang's backends, which can be imported here."""
     refresh = importlib.import_module("nsa_kernel.sglang.refresh")
     batch, draft = (f"{versions.BACKEND}.DeepseekSparseAttn{name}Backend" for name in ("", "MultiStep"))
     return {
@@ -66,7 +67,7 @@ def _refresh_obstacle() -> str:
 
 def _obstacle() -> str:
     """Why SGLang has to stay as it is; empty where nothing speaks against it."""
-    switch = os.environ.get(_SWITCH, "1")
+    switch = os.environ.get(_SWITCH) or "1"
     if switch == "0":
         return f"{_SWITCH} is 0"
     if switch not in ("1", "functions"):

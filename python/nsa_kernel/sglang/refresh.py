@@ -5,10 +5,11 @@ DeepGEMM's schedule, the plan of its top-k, FlashMLA's schedule, each with launc
 Here a plan, bound at the first replay of a captured batch, writes all of that at once. A refresh that is not understood
 stays SGLang's own, and the log says once why.
 
-A function that takes an `original` stands around the method of SGLang that its docstring names.
+`refresh`, `refresh_draft_steps` and `share_draft_buffers` take the place of the methods that their docstrings name.
 """
 
 import functools
+import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,8 +26,16 @@ from nsa_kernel.sglang.functions import head
 _SCHEDULE_FORMATS = {9: "deepgemm_sm90", 10: "deepgemm_sm100_256"}
 _TOPK_PLAN_FORMATS = {9: "sglang_topk_v2_sm90", 10: "sglang_topk_v2_sm100"}
 
-# As SGLang wrote them; in a subclass, or under another plug-in, they may be something else.
-_METHODS = {name: getattr(dsa_backend.DeepseekSparseAttnBackend, name) for name in versions.METHODS}
+_Batch, _Draft = dsa_backend.DeepseekSparseAttnBackend, dsa_backend.DeepseekSparseAttnMultiStepBackend
+
+# SGLang's own that are replaced; as names of this module, SGLang's registry would replace them here as well.
+_sglangs = types.SimpleNamespace(
+    refresh=_Batch.init_forward_metadata_out_graph,
+    refresh_draft_steps=_Draft.init_forward_metadata_out_graph,
+    init_draft_state=_Draft.init_cuda_graph_state,
+)
+# SGLang's own, which a refresh consists of; in a subclass, or under another plug-in, they may be something else.
+_METHODS = {name: getattr(_Batch, name) for name in versions.METHODS}
 
 # In place of a forward mode: the one refresh of all steps of a draft.
 _DRAFT_STEPS = "draft steps"
@@ -50,7 +59,7 @@ class Bound(NamedTuple):
         backend.forward_metadata = self.metadata
 
 
-def refresh(original: Callable[..., None], self: Any, forward_batch: Any, in_capture: bool = False) -> None:
+def refresh(self: Any, forward_batch: Any, in_capture: bool = False) -> None:
     """`DeepseekSparseAttnBackend.init_forward_metadata_out_graph`."""
     batches = self.decode_cuda_graph_metadata
     bs = forward_batch.batch_size
@@ -61,20 +70,20 @@ def refresh(original: Callable[..., None], self: Any, forward_batch: Any, in_cap
         or bound.metadata is not batches.get(bs)
         or bound.addresses != _addresses(self, forward_batch)
     ):
-        _refresh_unbound(original, self, forward_batch, in_capture)
+        _refresh_unbound(self, forward_batch, in_capture)
     else:
         bound.run()
         bound.install(self)
 
 
-def refresh_draft_steps(original: Callable[..., None], self: Any, forward_batch: Any, in_capture: bool = False) -> None:
+def refresh_draft_steps(self: Any, forward_batch: Any, in_capture: bool = False) -> None:
     """`DeepseekSparseAttnMultiStepBackend.init_forward_metadata_out_graph`.
 
     A batch without padding brings tensors of its own, new ones each step: nothing is bound to their addresses.
     """
     backends = self.attn_backends
     if in_capture or not backends:
-        original(self, forward_batch, in_capture)
+        _sglangs.refresh_draft_steps(self, forward_batch, in_capture)
         return
     first, bs = backends[0], forward_batch.batch_size
     batches = first.decode_cuda_graph_metadata
@@ -82,7 +91,7 @@ def refresh_draft_steps(original: Callable[..., None], self: Any, forward_batch:
     if bound is None or bound.metadata is not batches.get(bs):
         bound = batches[bs, _DRAFT_STEPS] = _bind_draft_steps(backends, forward_batch)
     if bound.run is None:
-        original(self, forward_batch, in_capture)
+        _sglangs.refresh_draft_steps(self, forward_batch, in_capture)
         return
     bound.run(
         seq_lens=head(forward_batch.seq_lens, bs),
@@ -93,12 +102,12 @@ def refresh_draft_steps(original: Callable[..., None], self: Any, forward_batch:
         bound.install(backend)
 
 
-def share_draft_buffers(original: Callable[..., None], self: Any, max_bs: int, max_num_tokens: int) -> None:
+def share_draft_buffers(self: Any, max_bs: int, max_num_tokens: int) -> None:
     """`DeepseekSparseAttnMultiStepBackend.init_cuda_graph_state`.
 
     All steps of a draft read equal metadata, which only a refresh writes: their graphs capture one set of buffers.
     """
-    original(self, max_bs, max_num_tokens)
+    _sglangs.init_draft_state(self, max_bs, max_num_tokens)
     for backend in self.attn_backends[1:]:
         if not _obstacle(backend):
             backend.decode_cuda_graph_metadata = self.attn_backends[0].decode_cuda_graph_metadata
@@ -113,12 +122,12 @@ def _addresses(backend: Any, forward_batch: Any) -> tuple[int, ...]:
     )
 
 
-def _refresh_unbound(original: Callable[..., None], backend: Any, forward_batch: Any, in_capture: bool) -> None:
+def _refresh_unbound(backend: Any, forward_batch: Any, in_capture: bool) -> None:
     """A capture, a replay that is the first or reads other memory, or one that is SGLang's own."""
     batches, bs = backend.decode_cuda_graph_metadata, forward_batch.batch_size
     captured = batches.get(bs)
     if captured is None or in_capture:
-        original(backend, forward_batch, in_capture)
+        _sglangs.refresh(backend, forward_batch, in_capture)
         if batches.get(bs) is not captured and not _obstacle(backend):
             _own_flashmla_schedule(batches[bs])
         return
@@ -127,7 +136,7 @@ def _refresh_unbound(original: Callable[..., None], backend: Any, forward_batch:
     if bound is None or bound.metadata is not captured or bound.run is not None:
         bound = batches[key] = _bind(backend, forward_batch)
     if bound.run is None:
-        original(backend, forward_batch, in_capture)
+        _sglangs.refresh(backend, forward_batch, in_capture)
     else:
         bound.run()
         bound.install(backend)
