@@ -6,11 +6,16 @@ import sys
 import nsa_kernel
 import pytest
 import torch
+from arguments import CALLS, OUTPUT, OUTPUT_TABLE, ROLES, valid_arguments
 from replay_cases import MODES
 from torch import library
 from torch._dynamo.utils import counters
 
-EAGER = (nsa_kernel.fill_draft_extend_metadata, nsa_kernel.fill_replay_metadata)
+EAGER = {
+    name: getattr(nsa_kernel, name)
+    for name in nsa_kernel.__all__
+    if name.startswith("fill_") and "_cuda" not in name and not name.endswith("_inplace")
+}
 
 import nsa_kernel.torch_ops  # noqa: E402  (after EAGER, to see that it changes nothing there)
 
@@ -64,20 +69,58 @@ def test_import_of_the_package_imports_no_torch():
 
 
 def test_eager_functions_stay_the_same_objects():
-    assert EAGER[0] is nsa_kernel.fill_draft_extend_metadata
-    assert EAGER[1] is nsa_kernel.fill_replay_metadata
+    for name, function in EAGER.items():
+        assert getattr(nsa_kernel, name) is function
 
 
-INPUTS = {"extend_seq_lens", "seq_lens", "req_pool_indices", "req_to_token"}
+def test_every_function_that_returns_nothing_has_an_operator():
+    assert EAGER.keys() == CALLS.keys() == {name for name in dir(ops) if name.startswith("fill_")}
 
 
-@pytest.mark.parametrize("function", EAGER, ids=lambda function: function.__name__)
-def test_operators_declare_that_they_write_every_output_and_no_input(function):
-    arguments = getattr(ops, function.__name__).default._schema.arguments
+def outputs_of(op):
+    return {name for (of, name), role in ROLES.items() if of == op and role in (OUTPUT, OUTPUT_TABLE)}
+
+
+@pytest.mark.parametrize("op", EAGER)
+def test_operators_declare_that_they_write_every_output_and_no_input(op):
+    arguments = getattr(ops, op).default._schema.arguments
     tensors = {argument.name: argument for argument in arguments if "Tensor" in str(argument.type)}
+    assert tensors.keys() == {name for of, name in ROLES if of == op}
     written = {name for name, argument in tensors.items() if argument.alias_info and argument.alias_info.is_write}
-    assert written == tensors.keys() - INPUTS
-    assert not getattr(ops, function.__name__).default._schema.returns
+    assert written == outputs_of(op)
+    assert not getattr(ops, op).default._schema.returns
+
+
+@pytest.mark.parametrize("op", EAGER)
+def test_operators_raise_the_version_of_what_they_write(device, op):
+    given, _ = valid_arguments(op, device)
+    step = [given.pop("mode")] if "mode" in given else []
+    tensors = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
+    counts = outputs_of(op) & {"num_tokens", "out_num_tokens"}
+    for absent in ({}, dict.fromkeys(counts)):
+        before = {name: tensor._version for name, tensor in tensors.items()}
+        getattr(ops, op)(*step, **given | absent)
+        raised = {name for name, tensor in tensors.items() if tensor._version > before[name]}
+        assert raised == outputs_of(op) - absent.keys()
+
+
+def test_autograd_notices_what_operators_write(device):
+    """Indices that a gradient needs have changed by then."""
+    q, k = lengths(4, device)
+    indices, clipped = torch.zeros(12, dtype=torch.int32, device=device), empty(12, device=device)
+    weights = torch.ones((30, 2), requires_grad=True, device=device)
+    result = torch.nn.functional.embedding(indices, weights).sum()
+    ops.fill_draft_extend_metadata(q, k, 12, indices, clipped)
+    with pytest.raises(RuntimeError, match="has been modified by an inplace operation"):
+        result.backward()
+
+
+def test_operators_fill_tensors_of_inference(device):
+    with torch.inference_mode():
+        q, k = lengths(2, device)
+        outputs = empty(3, device=device), empty(3, device=device)
+        ops.fill_draft_extend_metadata(q, k, 8, *outputs)
+        assert [output.tolist() for output in outputs] == [[7, 8, 9], [7, 8, 8]]
 
 
 @pytest.mark.parametrize("variant", ["basic", "adaptive", "optimized"])
@@ -178,7 +221,7 @@ def test_compiled_function_fills_the_callers_buffers(device):
 
 def test_functions_imported_by_name_trace_too(device):
     torch.compiler.reset()
-    fill = EAGER[0]
+    fill = EAGER["fill_draft_extend_metadata"]
 
     def step(q, k, out, clipped):
         fill(q, k, 12, out, clipped, variant="basic", stream=None)

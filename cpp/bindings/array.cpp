@@ -5,6 +5,7 @@
 #include <atomic>
 
 #include "text.h"
+#include "tracing.h"
 
 namespace nb = nanobind;
 
@@ -311,6 +312,10 @@ Arguments::Raw Arguments::borrowed(const char* name, nb::handle array, const Exc
 
 Arguments::Tensor Arguments::read(const char* name, nb::handle array, int ndim, int max_ndim, bool writable) {
   const TypeFacts facts = types.of(Py_TYPE(array.ptr()));
+  if (facts.framework == Framework::torch && !has_torch_) {
+    refuse_tracing(op_);
+    has_torch_ = true;
+  }
   if (writable && facts.is_jax()) refuse(name, "is a JAX array, which is immutable, must be writable");
   const Raw raw = facts.table != nullptr ? borrowed(name, array, *facts.table) : imported(name, array, writable);
   const bool int64 = raw.dtype == kInt64 && ndim == 1 && !writable;

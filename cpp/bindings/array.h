@@ -55,6 +55,8 @@ class Arguments {
   /// The device of all arrays read so far.
   Device device() const { return device_; }
   const StreamSource& source() const { return source_; }
+  /// Whether one of them is torch's.
+  bool has_torch() const { return has_torch_; }
   /// The stream to work on: the one given, or the framework's current one.
   Stream stream() const;
 
@@ -83,6 +85,7 @@ class Arguments {
   const nanobind::handle* arrays_;
   size_t count_;
   bool given_stream_ = false;
+  bool has_torch_ = false;
   Stream stream_ = nullptr;
   StreamSource source_;
   const char* first_name_ = nullptr;

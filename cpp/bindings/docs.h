@@ -30,6 +30,7 @@ inline constexpr const char* kCudaErrorDoc =
   "\nRaises:\n"                                                                                                   \
   "    TypeError: An argument is not an array, or its dtype, rank, layout, device kind or stream does not fit.\n" \
   "    ValueError: Sizes or devices disagree, outputs overlap, or a number or word is not allowed.\n"             \
+  "    RuntimeError: torch is tracing, and would not record the call: see `nsa_kernel.torch_ops`.\n"              \
   "    CudaError: CUDA failed.\n"
 
 inline constexpr Docs kFillDraftExtendDocs{
@@ -119,7 +120,9 @@ inline constexpr Docs kFillTokenRequestsDocs{
 
 inline constexpr Docs kRunDocs{"None",
                                "Enqueues the work, or does it at once on the CPU; never waits for the device.\n",
-                               "\nRaises:\n    TypeError: The stream is none of these.\n    CudaError: CUDA failed.\n"};
+                               "\nRaises:\n    TypeError: The stream is none of these.\n"
+                               "    RuntimeError: torch is tracing, and would not record the run.\n"
+                               "    CudaError: CUDA failed.\n"};
 
 inline constexpr Docs kIsAvailableDocs{"bool", "Whether this build has CUDA code and sees a device that can run it.\n"};
 

@@ -13,6 +13,7 @@
 #include "error.h"
 #include "signature.h"
 #include "stream.h"
+#include "tracing.h"
 
 namespace nsa_kernel::bindings {
 
@@ -26,6 +27,7 @@ class Bound {
         plan_(std::move(plan)),
         device_(arguments.device()),
         source_(arguments.source()),
+        has_torch_(arguments.has_torch()),
         held_(std::move(held)) {}
 
   Bound(const Bound&) = delete;
@@ -38,6 +40,7 @@ class Bound {
 
   /// `stream` may be null.
   void run(nanobind::handle stream) const {
+    if (has_torch_) refuse_tracing(op_);
     const bool is_given = stream.is_valid() && !stream.is_none();
     const Stream on = is_given ? stream_handle(op_, stream) : source_.current(device_);
     without_gil([&] { plan_.run(on); });
@@ -53,6 +56,7 @@ class Bound {
   Plan plan_;
   Device device_;
   StreamSource source_;
+  bool has_torch_;
   HeldArrays held_;
 };
 

@@ -1,9 +1,10 @@
-"""The functions that never wait as torch operators, so that `torch.compile` sees through them.
+"""The functions that never wait as torch operators, so that what torch records has them in it.
 
-Importing this module registers `torch.ops.nsa_kernel.fill_draft_extend_metadata`, `.fill_replay_metadata`,
-`.fill_indexer_decode_metadata`, `.fill_indexer_prefill_metadata` and `.fill_token_requests`. From then on the public
-functions of the same names trace into these operators under `torch.compile(fullgraph=True)`; in eager mode they stay
-the very same objects.
+Importing this module registers `torch.ops.nsa_kernel.<function>` for each public function that fills arrays and
+returns nothing. From then on these functions trace into their operators under `torch.compile(fullgraph=True)` and
+strict `torch.export`; in eager mode they stay the very same objects. `torch.jit.trace`, `make_fx` and non-strict
+`torch.export` record operators alone: call `torch.ops.nsa_kernel.<function>` there. The run of a plan breaks the graph
+of `torch.compile`, and is refused by all the others.
 """
 
 from collections.abc import Callable
@@ -23,6 +24,13 @@ _LIBRARY = _OPERATORS.Library("nsa_kernel", "DEF")
 # torch's tracing passes a `mode` of its own by keyword, so ours has another name here and goes by position.
 _OTHER_NAMES = {"mode": "step"}
 
+# Below autograd, where writes are counted, and what comes after it.
+_BELOW_COUNTING = torch._C._after_ADInplaceOrView_keyset
+
+
+def _is_output(row: dict[str, Any]) -> bool:
+    return "output" in row["role"]
+
 
 def _schema(function: str) -> str:
     """The parameters of a function in the language of torch's schemas; what is written has a letter of its own."""
@@ -34,7 +42,7 @@ def _schema(function: str) -> str:
             parameters.append("*")
             by_name = True
         kind = {"number": "SymInt", "word": "str", "flag": "bool"}.get(row["role"], "Tensor")
-        if "output" in row["role"]:
+        if _is_output(row):
             kind += f"({chr(ord('a') + written)}!)"
             written += 1
         parameter = f"{kind} {_OTHER_NAMES.get(row['name'], row['name'])}"
@@ -45,13 +53,28 @@ def _schema(function: str) -> str:
     return ", ".join(parameters)
 
 
-def _register(function: Callable[..., None]) -> None:
-    """Defines the operator of the public `function`, and has the compiler put it where `function` is called."""
-    name = function.__name__
+def _count_writes(operator: Any, outputs: list[tuple[int, str]]) -> Callable[..., None]:
+    """A kernel that raises the version of each output, by which autograd notices writes, and calls the next one."""
+
+    def counting(keys: Any, *args: Any, **kwargs: Any) -> None:
+        given = [args[i] if i < len(args) else kwargs.get(name) for i, name in outputs]
+        torch.autograd.graph.increment_version([tensor for tensor in given if tensor is not None])
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            operator.redispatch(keys & _BELOW_COUNTING, *args, **kwargs)
+
+    return counting
+
+
+def _register(name: str) -> None:
+    """Defines the operator of a public function, and has the compiler put it where the function is called."""
+    function = getattr(nsa_kernel, name)
+    rows = signatures()[name]["arguments"]
     _LIBRARY.define(f"{name}({_schema(name)}) -> ()", tags=torch.Tag.pt2_compliant_tag)
     _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
     _OPERATORS.register_fake(f"nsa_kernel::{name}", lambda *args, **kwargs: None, lib=_LIBRARY)
     operator = getattr(torch.ops.nsa_kernel, name)
+    outputs = [(i, row["name"]) for i, row in enumerate(rows) if _is_output(row)]
+    _LIBRARY.impl(name, _count_writes(operator.default, outputs), "ADInplaceOrView", with_keyset=True)
 
     def traced(*args: Any, stream: None = None, **kwargs: Any) -> None:
         if stream is not None:
@@ -63,8 +86,6 @@ def _register(function: Callable[..., None]) -> None:
     torch.compiler.substitute_in_graph(function, skip_signature_check=True)(traced)
 
 
-_register(nsa_kernel.fill_draft_extend_metadata)
-_register(nsa_kernel.fill_replay_metadata)
-_register(nsa_kernel.fill_indexer_decode_metadata)
-_register(nsa_kernel.fill_indexer_prefill_metadata)
-_register(nsa_kernel.fill_token_requests)
+for _name, _signature in signatures().items():
+    if _name in nsa_kernel.__all__ and _signature["returns"] == "None":
+        _register(_name)
