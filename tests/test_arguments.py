@@ -28,6 +28,7 @@ from exporters import Exporter, Layout
 from memory import POISON, lengths
 from nsa_kernel.tools.benchmark import launch_empty_kernel
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
 
 def check_refusal(op, device, exception, message, **changes):
@@ -71,6 +72,18 @@ def fake(shape, _):
         return torch.zeros(shape, dtype=torch.int32)
 
 
+class Wrapper(torch.Tensor):
+    """A tensor around another, which has the elements."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, device=inner.device)
+
+    @classmethod
+    def __torch_dispatch__(cls, function, kinds, args=(), kwargs=None):
+        raise AssertionError(f"{function} is called")
+
+
 def misaligned(shape, _):
     words = np.zeros(4 * int(np.prod(shape)) + 4, np.uint8)
     return words[1:-3].view(np.int32).reshape(shape)
@@ -99,93 +112,128 @@ def not_exported_by_numpy(dtype):
 
 MUST_BE = dict.fromkeys((TABLE, OUTPUT, OUTPUT_TABLE), "must be int32") | {LENGTH: "must be int32 or int64"}
 DTYPES = [np.float32, np.float64, np.float16, np.bool_, np.int8, np.int16, np.uint8, np.uint32, np.uint64, np.complex64]
-KINDS = {
-    "list": (ANY, lambda shape, device: [1, 2], f"is a list, {NOT_AN_ARRAY}"),
-    "int": (ANY, lambda shape, device: 7, f"is a int, {NOT_AN_ARRAY}"),
-    "str": (ANY, lambda shape, device: "lengths", f"is a str, {NOT_AN_ARRAY}"),
-    "object that does not export": (
-        ANY,
-        lambda shape, device: Unwilling(),
-        f"is a test_arguments.Unwilling that cannot be exported (not today), {NOT_AN_ARRAY}",
-    ),
-    "export of the next version": (
-        ANY,
-        lambda shape, device: Exporter(Layout(bytearray(256), shape), major=2),
-        "is of DLPack version 2, must be of version 1",
-    ),
-    "capsule of the next version": (
-        ANY,
-        lambda shape, device: Layout(bytearray(256), shape).versioned_capsule(major=2),
-        "is of DLPack version 2, must be of version 1",
-    ),
-    "export that is no capsule": (
-        ANY,
-        lambda shape, device: Unable(),
-        f"is a test_arguments.Unable that cannot be exported (__dlpack__ gives a ndarray), {NOT_AN_ARRAY}",
-    ),
-    "numpy objects": (ANY, numpy_zeros(object), not_exported_by_numpy(object)),
-    "other byte order": (ANY, numpy_zeros(">i4"), not_exported_by_numpy(">i4")),
-    "numpy scalar as input": ((LENGTH, TABLE), lambda shape, device: np.int32(3), "has 0 dimensions, must have {rank}"),
-    "numpy scalar as output": (
-        (OUTPUT, OUTPUT_TABLE),
-        lambda shape, device: np.int32(3),
-        "is read-only, must be writable",
-    ),
-    "bfloat16": (ANY, lambda shape, device: torch.zeros(shape, dtype=torch.bfloat16), "has dtype bfloat16, {must_be}"),
-    "int64": ((TABLE, OUTPUT, OUTPUT_TABLE), numpy_zeros(np.int64), "has dtype int64, {must_be}"),
-    "no dimension": (
-        ANY,
-        lambda shape, device: torch.tensor(1, dtype=torch.int32),
-        "has 0 dimensions, must have {rank}",
-    ),
-    "a dimension more": (
-        ANY,
-        lambda shape, device: np.zeros((*shape, 2), np.int32),
-        "has {more} dimensions, must have {rank}",
-    ),
-    "misaligned": (ANY, misaligned, "starts at an address that is not a multiple of its element size, must be aligned"),
-    "fake tensor": (ANY, fake, "has no memory, as a fake or meta tensor, must be a real array"),
-    "read-only": ((OUTPUT, OUTPUT_TABLE), read_only, "is read-only, must be writable"),
-    "buffer": ((OUTPUT,), lambda shape, device: array.array("q", [1]), "has dtype int64, must be int32"),
-    "negative stride": (
-        (LENGTH,),
-        lambda shape, device: np.zeros(9, np.int32)[::-1],
-        "has stride -1, must have a positive one",
-    ),
-    "stride zero": (
-        (LENGTH,),
-        lambda shape, device: torch.zeros(1, dtype=torch.int32, device=device).expand(2),
-        "has stride 0, must have a positive one",
-    ),
-    "strided output": (
-        (OUTPUT,),
-        lambda shape, device: last_stride_2((9,), device),
-        "has stride 2, must be contiguous",
-    ),
-    "output of one repeated element": (
-        (OUTPUT,),
-        lambda shape, device: torch.zeros(1, dtype=torch.int32, device=device).expand(9),
-        "has stride 0, must be contiguous",
-    ),
-    "strided rows": (
-        (TABLE, OUTPUT_TABLE),
-        last_stride_2,
-        "has stride 2 in its last dimension, must be contiguous there",
-    ),
-    "one row for all": (
-        (OUTPUT_TABLE,),
-        lambda shape, device: torch.zeros((1, 9), dtype=torch.int32, device=device).expand(9, 9),
-        "has row stride 0, must be at least 9",
-    ),
-    "rows that overlap": (
-        (OUTPUT_TABLE,),
-        lambda shape, device: torch.zeros(99, dtype=torch.int32, device=device).as_strided((9, 9), (8, 1)),
-        "has row stride 8, must be at least 9",
-    ),
-} | {
-    np.dtype(dtype).name: (ANY, numpy_zeros(dtype), f"has dtype {np.dtype(dtype).name}, {{must_be}}")
-    for dtype in DTYPES
-}
+FLOAT8 = [torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz, torch.float8_e8m0fnu]
+KINDS = (
+    {
+        "list": (ANY, lambda shape, device: [1, 2], f"is a list, {NOT_AN_ARRAY}"),
+        "int": (ANY, lambda shape, device: 7, f"is a int, {NOT_AN_ARRAY}"),
+        "str": (ANY, lambda shape, device: "lengths", f"is a str, {NOT_AN_ARRAY}"),
+        "object that does not export": (
+            ANY,
+            lambda shape, device: Unwilling(),
+            f"is a test_arguments.Unwilling that cannot be exported (not today), {NOT_AN_ARRAY}",
+        ),
+        "export of the next version": (
+            ANY,
+            lambda shape, device: Exporter(Layout(bytearray(256), shape), major=2),
+            "is of DLPack version 2, must be of version 1",
+        ),
+        "capsule of the next version": (
+            ANY,
+            lambda shape, device: Layout(bytearray(256), shape).versioned_capsule(major=2),
+            "is of DLPack version 2, must be of version 1",
+        ),
+        "export that is no capsule": (
+            ANY,
+            lambda shape, device: Unable(),
+            f"is a test_arguments.Unable that cannot be exported (__dlpack__ gives a ndarray), {NOT_AN_ARRAY}",
+        ),
+        "numpy objects": (ANY, numpy_zeros(object), not_exported_by_numpy(object)),
+        "other byte order": (ANY, numpy_zeros(">i4"), not_exported_by_numpy(">i4")),
+        "numpy scalar as input": (
+            (LENGTH, TABLE),
+            lambda shape, device: np.int32(3),
+            "has 0 dimensions, must have {rank}",
+        ),
+        "numpy scalar as output": (
+            (OUTPUT, OUTPUT_TABLE),
+            lambda shape, device: np.int32(3),
+            "is read-only, must be writable",
+        ),
+        "bfloat16": (
+            ANY,
+            lambda shape, device: torch.zeros(shape, dtype=torch.bfloat16),
+            "has dtype bfloat16, {must_be}",
+        ),
+        "int64": ((TABLE, OUTPUT, OUTPUT_TABLE), numpy_zeros(np.int64), "has dtype int64, {must_be}"),
+        "no dimension": (
+            ANY,
+            lambda shape, device: torch.tensor(1, dtype=torch.int32),
+            "has 0 dimensions, must have {rank}",
+        ),
+        "a dimension more": (
+            ANY,
+            lambda shape, device: np.zeros((*shape, 2), np.int32),
+            "has {more} dimensions, must have {rank}",
+        ),
+        "misaligned": (
+            ANY,
+            misaligned,
+            "starts at an address that is not a multiple of its element size, must be aligned",
+        ),
+        "fake tensor": (ANY, fake, "has no memory, as a fake or meta tensor, must be a real array"),
+        "wrapper": (
+            ANY,
+            lambda shape, device: Wrapper(torch.zeros(shape, dtype=torch.int32, device=device)),
+            "is a test_arguments.Wrapper without memory of its own, must be the tensor that it wraps",
+        ),
+        "result of a collective": (
+            ANY,
+            lambda shape, device: AsyncCollectiveTensor(torch.zeros(shape, dtype=torch.int32, device=device)),
+            "is a torch.distributed._functional_collectives.AsyncCollectiveTensor, which has no memory of its own, "
+            "must be the tensor that holds the elements (.wait())",
+        ),
+        "read-only": ((OUTPUT, OUTPUT_TABLE), read_only, "is read-only, must be writable"),
+        "buffer": ((OUTPUT,), lambda shape, device: array.array("q", [1]), "has dtype int64, must be int32"),
+        "negative stride": (
+            (LENGTH,),
+            lambda shape, device: np.zeros(9, np.int32)[::-1],
+            "has stride -1, must have a positive one",
+        ),
+        "stride zero": (
+            (LENGTH,),
+            lambda shape, device: torch.zeros(1, dtype=torch.int32, device=device).expand(2),
+            "has stride 0, must have a positive one",
+        ),
+        "strided output": (
+            (OUTPUT,),
+            lambda shape, device: last_stride_2((9,), device),
+            "has stride 2, must be contiguous",
+        ),
+        "output of one repeated element": (
+            (OUTPUT,),
+            lambda shape, device: torch.zeros(1, dtype=torch.int32, device=device).expand(9),
+            "has stride 0, must be contiguous",
+        ),
+        "strided rows": (
+            (TABLE, OUTPUT_TABLE),
+            last_stride_2,
+            "has stride 2 in its last dimension, must be contiguous there",
+        ),
+        "one row for all": (
+            (OUTPUT_TABLE,),
+            lambda shape, device: torch.zeros((1, 9), dtype=torch.int32, device=device).expand(9, 9),
+            "has row stride 0, must be at least 9",
+        ),
+        "rows that overlap": (
+            (OUTPUT_TABLE,),
+            lambda shape, device: torch.zeros(99, dtype=torch.int32, device=device).as_strided((9, 9), (8, 1)),
+            "has row stride 8, must be at least 9",
+        ),
+    }
+    | {
+        str(dtype): (
+            ANY,
+            lambda shape, device, dtype=dtype: torch.zeros(shape, dtype=torch.uint8, device=device).view(dtype),
+            f"has dtype {str(dtype).removeprefix('torch.')}, {{must_be}}",
+        )
+        for dtype in FLOAT8
+    }
+    | {
+        np.dtype(dtype).name: (ANY, numpy_zeros(dtype), f"has dtype {np.dtype(dtype).name}, {{must_be}}")
+        for dtype in DTYPES
+    }
+)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Every framework's arrays, as its users would write the call; skipped where the framework or a GPU is absent."""
 
 import array
+import importlib
 
 import nsa_kernel
 import numpy as np
@@ -289,6 +290,44 @@ def child_as_before_torch_2_10(device):
 def test_torch_without_an_exchange_table(device):
     """Older releases export through Python: their arrays and current stream count all the same."""
     processes.run(child_as_before_torch_2_10, device)
+
+
+def child_gives_distributed_tensors(device):
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    distributed = importlib.import_module("torch.distributed.tensor")
+    mesh = distributed.init_device_mesh(device, (1,))
+    tensors = [torch.tensor(values, dtype=torch.int32, device=device) for values in (Q, K, [0] * 5, [0] * 5)]
+    names = ["extend_seq_lens", "seq_lens", "out_seqlens_expanded", "out_nsa_cache_seqlens"]
+    shards = [distributed.distribute_tensor(tensor, mesh, [distributed.Shard(0)]) for tensor in tensors]
+    for i, name in enumerate(names):
+        arguments = {**dict(zip(names, tensors, strict=True)), name: shards[i]}
+        message = (
+            f"^fill_draft_extend_metadata: {name} is a torch.distributed.tensor.DTensor, which has no memory of its own, "
+            r"must be the tensor that holds the elements \(\.to_local\(\)\)$"
+        )
+        for call in (nsa_kernel.fill_draft_extend_metadata, nsa_kernel.DraftExtendPlan):
+            with pytest.raises(TypeError, match=message):
+                call(**arguments, nsa_index_topk=TOPK)
+    local = [shard.to_local() for shard in shards]
+    nsa_kernel.fill_draft_extend_metadata(*local[:2], TOPK, *local[2:])
+    assert [tensor.tolist() for tensor in local[2:]] == [EXPANDED, CLIPPED]
+
+
+def test_distributed_tensors_are_told_how_to_be_given(device):
+    processes.run(child_gives_distributed_tensors, device)
+
+
+def test_plans_refuse_tensors_that_are_negated_as_they_are_read(device):
+    q, k, expanded, clipped = (torch.tensor(v, dtype=torch.int32, device=device) for v in (Q, K, [0] * 5, [0] * 5))
+    negated = torch._neg_view(-k)
+    with pytest.raises(TypeError, match=r"^fill_draft_extend_metadata: seq_lens is a view whose elements are negated"):
+        nsa_kernel.DraftExtendPlan(q, negated, TOPK, expanded, clipped)
+    with pytest.raises(
+        TypeError, match=r"^fill_draft_extend_metadata: out_nsa_cache_seqlens is a view whose .*negated"
+    ):
+        nsa_kernel.DraftExtendPlan(q, k, TOPK, expanded, torch._neg_view(clipped))
+    nsa_kernel.DraftExtendPlan(q, negated.resolve_neg(), TOPK, expanded, clipped).run()
+    assert [expanded.tolist(), clipped.tolist()] == [EXPANDED, CLIPPED]
 
 
 def test_frameworks_may_be_mixed():

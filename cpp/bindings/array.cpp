@@ -38,12 +38,21 @@ bool is_numpy(nb::handle type) {
   return package_of(nb::getattr(nb::getattr(type, "__dlpack__", nb::none()), "__objclass__", nb::none())) == "numpy";
 }
 
+/// What gives the tensor that holds the elements of one of torch's that hold none; null for other types.
+const char* unwrapping(nb::handle type) {
+  if (framework_of(type) != Framework::torch) return nullptr;
+  if (nb::hasattr(type, "to_local")) return ".to_local()";
+  return utf8(nb::type_name(type)).find("AsyncCollectiveTensor") != std::string::npos ? ".wait()" : nullptr;
+}
+
 /// What is known of a type once it has been met.
 struct TypeFacts {
   const ExchangeTable* table = nullptr;
   Framework framework = Framework::other;
+  const char* unwrapping = nullptr;
   bool is_fake = false;      ///< its arrays have no memory
   bool is_buffer = false;    ///< it has a buffer and no DLPack
+  bool is_subclass = false;  ///< of torch's tensors
   bool has_storage = false;  ///< its arrays are views of torch's storages
   bool is_numpy = false;     ///< its arrays are on the CPU, like buffers, and own their memory or hold who does
 
@@ -62,9 +71,11 @@ class TypeCache {
     }
     const nb::handle handle = reinterpret_cast<PyObject*>(type);
     TypeFacts facts{look_up_table(type), framework_of(handle)};
+    facts.unwrapping = unwrapping(handle);
     facts.is_fake = is_fake(handle);
     facts.is_buffer = PyType_GetSlot(type, Py_bf_getbuffer) != nullptr && !nb::hasattr(handle, "__dlpack__");
     facts.has_storage = facts.framework == Framework::torch && nb::hasattr(handle, "untyped_storage");
+    facts.is_subclass = facts.has_storage && utf8(nb::type_name(handle)) != "torch.Tensor";
     facts.is_numpy = is_numpy(handle);
     add(type, facts);
     return facts;
@@ -95,10 +106,29 @@ class TypeCache {
 TypeCache types;
 
 std::string dtype_name(nb::dlpack::dtype dtype) {
-  const char* const names[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
+  // As DLPack numbers them. The first need their bits behind them.
+  const char* const names[] = {"int",
+                               "uint",
+                               "float",
+                               "opaque",
+                               "bfloat",
+                               "complex",
+                               "bool",
+                               "float8_e3m4",
+                               "float8_e4m3",
+                               "float8_e4m3b11fnuz",
+                               "float8_e4m3fn",
+                               "float8_e4m3fnuz",
+                               "float8_e5m2",
+                               "float8_e5m2fnuz",
+                               "float8_e8m0fnu",
+                               "float6_e2m3fn",
+                               "float6_e3m2fn",
+                               "float4_e2m1fn"};
+  constexpr uint8_t kBool = 6;
   std::string name =
       dtype.code < std::size(names) ? names[dtype.code] : "dtype code " + std::to_string(dtype.code) + ", ";
-  if (name != "bool") name += std::to_string(dtype.bits);
+  if (dtype.code < kBool || dtype.code >= std::size(names)) name += std::to_string(dtype.bits);
   return dtype.lanes == 1 ? name : name + "x" + std::to_string(dtype.lanes);
 }
 
@@ -167,8 +197,12 @@ struct Arguments::Tensor {
   int64_t stride;
 };
 
-Arguments::Arguments(const char* op, const nb::handle* arrays, size_t count, nb::handle stream)
-    : op_(op), arrays_(arrays), count_(count), given_stream_(stream.is_valid() && !stream.is_none()) {
+Arguments::Arguments(const char* op, const nb::handle* arrays, size_t count, nb::handle stream, bool is_kept)
+    : op_(op),
+      arrays_(arrays),
+      count_(count),
+      is_kept_(is_kept),
+      given_stream_(stream.is_valid() && !stream.is_none()) {
   if (given_stream_) stream_ = stream_handle(op, stream);
 }
 
@@ -316,6 +350,10 @@ Arguments::Tensor Arguments::read(const char* name, nb::handle array, int ndim, 
     refuse_tracing(op_);
     has_torch_ = true;
   }
+  if (facts.unwrapping != nullptr) {
+    refuse(name, is_a(array) + ", which has no memory of its own, must be the tensor that holds the elements (" +
+                     facts.unwrapping + ")");
+  }
   if (writable && facts.is_jax()) refuse(name, "is a JAX array, which is immutable, must be writable");
   const Raw raw = facts.table != nullptr ? borrowed(name, array, *facts.table) : imported(name, array, writable);
   const bool int64 = raw.dtype == kInt64 && ndim == 1 && !writable;
@@ -353,6 +391,9 @@ Arguments::Tensor Arguments::read(const char* name, nb::handle array, int ndim, 
   // Nothing lives on the first pages; an address there is an offset from null.
   constexpr uintptr_t kFirstPages = 65536;
   if (facts.is_fake || reinterpret_cast<uintptr_t>(tensor.data) < kFirstPages) {
+    if (!facts.is_fake && facts.is_subclass) {
+      refuse(name, is_a(array) + " without memory of its own, must be the tensor that it wraps");
+    }
     refuse(name, "has no memory, as a fake or meta tensor, must be a real array");
   }
   if (reinterpret_cast<uintptr_t>(tensor.data) % (int64 ? 8 : 4) != 0) {
@@ -360,7 +401,21 @@ Arguments::Tensor Arguments::read(const char* name, nb::handle array, int ndim, 
   }
   share_device(name, device);
   if (facts.table != nullptr) source_.offer(facts.framework, facts.table);
+  if (is_kept_) {
+    if (facts.has_storage) keep_storage(name, array);
+    held_.objects.push_back(nb::borrow(array));
+  }
   return tensor;
+}
+
+/// A tensor can be given another storage, and an export holds the tensor alone.
+void Arguments::keep_storage(const char* name, nb::handle tensor) {
+  static const nb::handle is_neg = PyUnicode_InternFromString("is_neg");
+  static const nb::handle untyped_storage = PyUnicode_InternFromString("untyped_storage");
+  if (tensor.attr(is_neg)().is(nb::handle(Py_True))) {
+    refuse(name, "is a view whose elements are negated as they are read, must be resolved (.resolve_neg())");
+  }
+  held_.objects.push_back(tensor.attr(untyped_storage)());
 }
 
 LengthView Arguments::lengths(const char* name, nb::handle array) {
@@ -399,16 +454,6 @@ TableView<const int32_t> Arguments::table(const char* name, nb::handle array) {
 }
 
 TableView<int32_t> Arguments::output_table(const char* name, nb::handle array) { return any_table(name, array, true); }
-
-HeldArrays Arguments::hold() {
-  HeldArrays held = std::move(held_);
-  for (size_t i = 0; i < count_; ++i) {
-    held.objects.push_back(nb::borrow(arrays_[i]));
-    // A tensor can be given another storage, and an export holds the tensor alone.
-    if (types.of(Py_TYPE(arrays_[i].ptr())).has_storage) held.objects.push_back(arrays_[i].attr("untyped_storage")());
-  }
-  return held;
-}
 
 namespace {
 

@@ -24,7 +24,9 @@ struct HeldArrays {
 class Arguments {
  public:
   /// `arrays` are all arrays of the call, and outlive this object. `stream` is checked at once; it may be null.
-  Arguments(const char* op, const nanobind::handle* arrays, size_t count, nanobind::handle stream);
+  /// Of arrays that are kept, a plan takes the memory along.
+  Arguments(const char* op, const nanobind::handle* arrays, size_t count, nanobind::handle stream,
+            bool is_kept = false);
 
   /// [n] int32 or int64, any positive stride.
   LengthView lengths(const char* name, nanobind::handle array);
@@ -60,8 +62,8 @@ class Arguments {
   /// The stream to work on: the one given, or the framework's current one.
   Stream stream() const;
 
-  /// For a plan to keep, once all arrays are read: their memory, also where an array is given other memory later.
-  HeldArrays hold();
+  /// The memory of arrays that are kept, also where an array is given other memory later.
+  HeldArrays take_held() { return std::move(held_); }
 
  private:
   struct Raw;
@@ -77,6 +79,7 @@ class Arguments {
   void share_device(const char* name, Device device);
   void check_str(const char* name, nanobind::handle value) const;
   [[noreturn]] void refuse_word(const char* name, nanobind::handle value, const std::string& all) const;
+  void keep_storage(const char* name, nanobind::handle tensor);
   void find_source();
   [[noreturn]] void refuse(const char* name, const std::string& what) const;
   [[noreturn]] void refuse_export(const char* name, nanobind::handle array, const std::string& reason) const;
@@ -84,6 +87,7 @@ class Arguments {
   const char* op_;
   const nanobind::handle* arrays_;
   size_t count_;
+  bool is_kept_;
   bool given_stream_ = false;
   bool has_torch_ = false;
   Stream stream_ = nullptr;

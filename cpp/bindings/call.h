@@ -53,11 +53,9 @@ class Call {
     });
   }
 
-  /// Those arrays that are given.
-  const nanobind::handle* arrays() const { return arrays_.data(); }
-  size_t count() const { return count_; }
-
-  Arguments arguments() const { return Arguments(list_.op, arrays(), count(), stream_); }
+  Arguments arguments(bool is_kept = false) const {
+    return Arguments(list_.op, arrays_.data(), count_, stream_, is_kept);
+  }
 
   /// The struct that the list describes.
   template <class Buffers>

@@ -21,14 +21,14 @@ namespace nsa_kernel::bindings {
 template <class Plan>
 class Bound {
  public:
-  /// The views of `plan` borrow from what is `held`.
-  Bound(const char* op, Plan plan, const Arguments& arguments, HeldArrays held)
+  /// The views of `plan` borrow from `arguments`, which are kept.
+  Bound(const char* op, Plan plan, Arguments& arguments)
       : op_(op),
         plan_(std::move(plan)),
         device_(arguments.device()),
         source_(arguments.source()),
         has_torch_(arguments.has_torch()),
-        held_(std::move(held)) {}
+        held_(arguments.take_held()) {}
 
   Bound(const Bound&) = delete;
   Bound& operator=(const Bound&) = delete;
@@ -113,11 +113,10 @@ class PlanType {
       std::array<PyObject*, Op::kArguments.kSize> values{};
       signature->place(given, by_name, values.data());
       const Call call(Op::kArguments, values.data());
-      Arguments arguments = call.arguments();
+      Arguments arguments = call.arguments(true);
       const auto buffers = call.template read<typename Op::Buffers>(arguments);
-      HeldArrays held = arguments.hold();  // before other threads run, which may give an array other memory
       auto plan = without_gil([&] { return Op::bind(buffers); });
-      auto made = std::make_unique<Held>(Op::kArguments.op, std::move(plan), arguments, std::move(held));
+      auto made = std::make_unique<Held>(Op::kArguments.op, std::move(plan), arguments);
       PyObject* self = reinterpret_cast<allocfunc>(PyType_GetSlot(type, Py_tp_alloc))(type, 0);
       if (self != nullptr) bound(self) = made.release();
       return self;
