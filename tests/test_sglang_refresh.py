@@ -1,6 +1,6 @@
 """A refresh of SGLang's DSA backends as one launch, against SGLang's own methods on equal backends.
 
-Everything runs in child processes, with SGLang as sglang_engine.py has it. Those that interpret the kernels of SGLang run
+Everything runs in child processes, with SGLang as sglang_engine.py has it. Those that interpret SGLang's kernels run
 with -O, so nothing in them may rely on `assert`.
 """
 
@@ -132,7 +132,7 @@ class Side:
 
     def key(self, batch):
         """Of what refreshes a batch, in SGLang's dictionary of captured batches."""
-        steps = importlib.import_module("nsa_kernel.sglang.refresh")._DRAFT_STEPS
+        steps = importlib.import_module("nsa_kernel.sglang.refresh").DRAFT_STEPS
         return batch.batch_size, steps if self.mode == DRAFT_STEPS else batch.forward_mode
 
     def bound(self, batch):
@@ -493,11 +493,11 @@ def child_leaves_to_sglang(folder):
 def left_alone(refresh, side, batch):
     """Every replay is SGLang's, as it came."""
     name = "refresh_draft_steps" if side.mode == DRAFT_STEPS else "refresh"
-    original, counted = getattr(refresh._sglangs, name), Counted()
-    setattr(refresh._sglangs, name, counted)
+    original, counted = getattr(refresh.sglangs, name), Counted()
+    setattr(refresh.sglangs, name, counted)
     for _ in range(3):
         side.refresh(batch)
-    setattr(refresh._sglangs, name, original)
+    setattr(refresh.sglangs, name, original)
     assert [found is batch for found in counted.batches] == [True] * 3
 
 

@@ -29,7 +29,7 @@ _TOPK_PLAN_FORMATS = {9: "sglang_topk_v2_sm90", 10: "sglang_topk_v2_sm100"}
 _Batch, _Draft = dsa_backend.DeepseekSparseAttnBackend, dsa_backend.DeepseekSparseAttnMultiStepBackend
 
 # SGLang's own that are replaced; as names of this module, SGLang's registry would replace them here as well.
-_sglangs = types.SimpleNamespace(
+sglangs = types.SimpleNamespace(
     refresh=_Batch.init_forward_metadata_out_graph,
     refresh_draft_steps=_Draft.init_forward_metadata_out_graph,
     init_draft_state=_Draft.init_cuda_graph_state,
@@ -38,7 +38,7 @@ _sglangs = types.SimpleNamespace(
 _METHODS = {name: getattr(_Batch, name) for name in versions.METHODS}
 
 # In place of a forward mode: the one refresh of all steps of a draft.
-_DRAFT_STEPS = "draft steps"
+DRAFT_STEPS = "draft steps"
 
 
 class Bound(NamedTuple):
@@ -83,15 +83,15 @@ def refresh_draft_steps(self: Any, forward_batch: Any, in_capture: bool = False)
     """
     backends = self.attn_backends
     if in_capture or not backends:
-        _sglangs.refresh_draft_steps(self, forward_batch, in_capture)
+        sglangs.refresh_draft_steps(self, forward_batch, in_capture)
         return
     first, bs = backends[0], forward_batch.batch_size
     batches = first.decode_cuda_graph_metadata
-    bound = batches.get((bs, _DRAFT_STEPS))
+    bound = batches.get((bs, DRAFT_STEPS))
     if bound is None or bound.metadata is not batches.get(bs):
-        bound = batches[bs, _DRAFT_STEPS] = _bind_draft_steps(backends, forward_batch)
+        bound = batches[bs, DRAFT_STEPS] = _bind_draft_steps(backends, forward_batch)
     if bound.run is None:
-        _sglangs.refresh_draft_steps(self, forward_batch, in_capture)
+        sglangs.refresh_draft_steps(self, forward_batch, in_capture)
         return
     bound.run(
         seq_lens=head(forward_batch.seq_lens, bs),
@@ -107,7 +107,7 @@ def share_draft_buffers(self: Any, max_bs: int, max_num_tokens: int) -> None:
 
     All steps of a draft read equal metadata, which only a refresh writes: their graphs capture one set of buffers.
     """
-    _sglangs.init_draft_state(self, max_bs, max_num_tokens)
+    sglangs.init_draft_state(self, max_bs, max_num_tokens)
     for backend in self.attn_backends[1:]:
         if not _obstacle(backend):
             backend.decode_cuda_graph_metadata = self.attn_backends[0].decode_cuda_graph_metadata
@@ -127,7 +127,7 @@ def _refresh_unbound(backend: Any, forward_batch: Any, in_capture: bool) -> None
     batches, bs = backend.decode_cuda_graph_metadata, forward_batch.batch_size
     captured = batches.get(bs)
     if captured is None or in_capture:
-        _sglangs.refresh(backend, forward_batch, in_capture)
+        sglangs.refresh(backend, forward_batch, in_capture)
         if batches.get(bs) is not captured and not _obstacle(backend):
             _own_flashmla_schedule(batches[bs])
         return
@@ -136,7 +136,7 @@ def _refresh_unbound(backend: Any, forward_batch: Any, in_capture: bool) -> None
     if bound is None or bound.metadata is not captured or bound.run is not None:
         bound = batches[key] = _bind(backend, forward_batch)
     if bound.run is None:
-        _sglangs.refresh(backend, forward_batch, in_capture)
+        sglangs.refresh(backend, forward_batch, in_capture)
     else:
         bound.run()
         bound.install(backend)
