@@ -208,7 +208,7 @@ class ScheduleScan {
     tokens_before_ = Schedule::tokens(scanned.before, batch_, b);
     work_before_ = Schedule::work(scanned.before);
     work_end_ = Schedule::work(scanned.total);
-    tokens_end_ = Schedule::tokens(scanned.total, batch_, batch_.bs);
+    tokens_end_ = Schedule::tokens(scanned.total, batch_, tile.begin + tile.requests);
     if constexpr (!kMany) is_cut_ = Schedule::are_cut(scanned.total, batch_);
     if (!is_cut_) return;
     scan_of_cut_.enter(tile, read, [&](const Request& of) { return Sums<1>{{out_.whole_work(batch_, of)}}; });
