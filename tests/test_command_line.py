@@ -83,10 +83,10 @@ def test_why_no_gpu_can_be_used(monkeypatch, known, told):
     assert devices.reason() == (known["reason"] if told is None else told)
 
 
-def test_demo_shows_both_ops(gpu):
+def test_demo_shows_the_ops(gpu):
     text = output("demo", gpu=gpu)
     assert len(text.splitlines()) > 5
-    for word in ("draft.extend", "replay"):
+    for word in ("draft.extend", "replay", "indexer"):
         assert re.search(word, text, re.IGNORECASE)
 
 
@@ -106,7 +106,16 @@ def child_tests_an_op_that_does_nothing(name):
     assert "Traceback" not in errors.getvalue()
 
 
-@pytest.mark.parametrize("name", ["fill_draft_extend_metadata", "fill_replay_metadata"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fill_draft_extend_metadata",
+        "fill_replay_metadata",
+        "fill_indexer_decode_metadata",
+        "fill_indexer_prefill_metadata",
+        "fill_token_requests",
+    ],
+)
 def test_selftest_fails_on_a_mismatch(name):
     assert "FAILED" in processes.run(child_tests_an_op_that_does_nothing, name, timeout=300, CUDA_VISIBLE_DEVICES="")
 

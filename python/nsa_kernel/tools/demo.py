@@ -1,4 +1,4 @@
-"""`python -m nsa_kernel demo`: both ops on a small batch, printed as tables."""
+"""`python -m nsa_kernel demo`: the ops on a small batch, printed as tables."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -24,6 +24,7 @@ def run() -> None:
     with device.current:
         draft_extend(device)
         replay(device)
+        indexer_decode(device)
 
 
 def draft_extend(device: Device) -> None:
@@ -72,6 +73,30 @@ def replay(device: Device) -> None:
     rows = [[name, _row(values)] for name, values in outputs.items()]
     rows += [["" if token else "real_page_table", _words(row)] for token, row in enumerate(pages.tolist())]
     table(rows, left=2)
+
+
+def indexer_decode(device: Device) -> None:
+    """The same batch, with all that vLLM's indexer reads in a decode step, and one row of padding."""
+    rows = TOKENS + 1
+    outputs = {name: device.full([rows], UNTOUCHED) for name in ("decode_seq_lens", "decode_lens", "indices")}
+    outputs["per_req_lens"] = device.full([2], UNTOUCHED)
+    blocks = device.full([rows, PAGES], UNTOUCHED)
+    nsa_kernel.fill_indexer_decode_metadata(
+        "rows",
+        seq_lens=device.array(SEQ_LENS),
+        query_lens=device.array(EXTEND_SEQ_LENS),
+        num_tokens=rows,
+        block_table=device.reshape(device.array(range(2 * PAGES)), [2, PAGES]),
+        page_size=PAGE_SIZE,
+        expanded_block_table=blocks,
+        **outputs,
+    )
+    say()
+    say(f"indexer_decode: the same batch in {rows} rows, the last one of padding; - is left unmodified", "bold")
+    say()
+    shown = [[name, _row(values)] for name, values in outputs.items()]
+    shown += [["" if t else "expanded_block_table", _words(row)] for t, row in enumerate(blocks.tolist())]
+    table(shown, left=2)
 
 
 def _row(values: Any) -> str:

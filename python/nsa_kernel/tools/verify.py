@@ -2,18 +2,17 @@
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import accumulate, chain, product
 from typing import Any
 
 import nsa_kernel
 
+from .checked import MAX_STORED, POISON, Output, Run, lengths
 from .devices import Device, cpu, gpus
 from .output import progress, say
+from .verify_indexer import indexer_runs
 
-MAX_STORED = 2**31 - 1
-POISON = -77  # what an output holds before, and what stays where nothing may be written
-GUARD = 4
 MOST_TOLD = 10
 
 # Sizes and layouts that take every kernel there is.
@@ -21,9 +20,6 @@ DRAFT_EXTEND_REQUESTS = (0, 1, 2, 16, 17, 32, 33, 128, 257, 512, 1000, 1024, 102
 REPLAY_MODES = ("decode", "target_verify", "draft_extend", "ragged draft_extend")
 REPLAY_SIZES = ((0, 64), (1, 64), (2, 64), (17, 100), (32, 64), (33, 64), (257, 32), (513, 16), (1100, 16), (3, 9004))
 """Requests, and width of the pool; where rows are not aligned, it is one less."""
-
-Run = tuple[str, str]
-"""What ran, and what is wrong with it; the latter is empty where nothing is."""
 
 
 def run() -> int:
@@ -46,7 +42,7 @@ def _runs_on(device: Device) -> tuple[int, list[str]]:
     runs, all_wrong = 0, []
     try:
         with device.current:
-            for what, wrong in chain(draft_extend_runs(device), replay_runs(device)):
+            for what, wrong in chain(draft_extend_runs(device), replay_runs(device), indexer_runs(device)):
                 runs += 1
                 progress(f"{device.name}: {runs} runs, {what}")
                 if wrong:
@@ -55,30 +51,6 @@ def _runs_on(device: Device) -> tuple[int, list[str]]:
         all_wrong.append(str(error))
     progress()
     return runs, all_wrong
-
-
-class Output:
-    """An int32 output between guard words, which may start at any alignment."""
-
-    def __init__(self, device: Device, shape: Sequence[int], shift: int) -> None:
-        self.start, self.size = GUARD + shift, math.prod(shape)
-        self.memory = device.full([self.start + self.size + GUARD], POISON)
-        self.array = device.reshape(self.memory[self.start : self.start + self.size], shape)
-
-    def wrong(self, name: str, expected: list[int]) -> str:
-        """Compares all of the memory."""
-        wanted = [POISON] * self.start + expected + [POISON] * GUARD
-        found = self.memory.tolist()
-        for at, (value, want) in enumerate(zip(found, wanted, strict=True)):
-            if value != want:
-                return f"{name}[{at - self.start}] is {value}, must be {want}"
-        return ""
-
-
-def _lengths(device: Device, draw: random.Random, values: list[int]) -> Any:
-    """An input: int32 or int64, dense or strided."""
-    dtype, stride = draw.choice(("int32", "int64")), draw.choice((1, 2))
-    return device.array([value for value in values for _ in range(stride)], dtype)[::stride]
 
 
 def _tokens(q: list[int], kv: list[int]) -> list[tuple[int, int]]:
@@ -134,8 +106,8 @@ def draft_extend_runs(device: Device) -> Iterator[Run]:
         topk = draw.choice((0, 3, 2048))
         tokens = [length for _, length in _tokens([max(count, 0) for count in q], [max(length, 0) for length in k])]
         inputs = {
-            "extend_seq_lens": _lengths(device, draw, q),
-            "seq_lens": _lengths(device, draw, k),
+            "extend_seq_lens": lengths(device, draw, q),
+            "seq_lens": lengths(device, draw, k),
             "nsa_index_topk": topk,
         }
         for capacity in (len(tokens), max(len(tokens) - 3, 0), len(tokens) + 5):
@@ -203,15 +175,15 @@ class ReplayCase:
         """The arguments that are no outputs."""
         slots = device.array(chain.from_iterable(self.slots))
         arguments = {
-            "seq_lens": _lengths(device, draw, self.seq_lens),
+            "seq_lens": lengths(device, draw, self.seq_lens),
             "nsa_index_topk": self.topk,
-            "req_pool_indices": _lengths(device, draw, self.pool_indices),
+            "req_pool_indices": lengths(device, draw, self.pool_indices),
             "req_to_token": device.reshape(slots, [len(self.slots), len(self.slots[0])]),
             "num_draft_tokens": self.n,
             "page_size": self.page_size,
         }
         if self.ragged:
-            arguments["extend_seq_lens"] = _lengths(device, draw, self.extend_seq_lens)
+            arguments["extend_seq_lens"] = lengths(device, draw, self.extend_seq_lens)
         return arguments
 
     def expected(self, name: str) -> list[int]:
