@@ -1,6 +1,7 @@
-// Both ops through the public C++ API, on the CPU and on every usable GPU. Exit status 1 on a wrong value.
+// The ops through the public C++ API, on the CPU and on every usable GPU. Exit status 1 on a wrong value.
 #include <nsa_kernel/draft_extend.h>
 #include <nsa_kernel/error.h>
+#include <nsa_kernel/indexer.h>
 #include <nsa_kernel/info.h>
 #include <nsa_kernel/replay.h>
 #include <nsa_kernel/types.h>
@@ -112,6 +113,44 @@ void run_replay(Device device) {
   page_table.expect("page_table", {20, 21, 22, -1, 10, 11, -1, -1});
   pages.expect("real_page_table", {10, 11, 5, -1});
   running.expect("nsa_cu_seqlens_k", {0, 2, 4});
+}
+
+void run_indexer(Device device) {
+  const Words starts(device, {0, 2, 3}), seq_lens(device, {5, 9}), blocks(device, {10, 11, 12, 20, 21, 22});
+  const Words lengths(device, 5), indices(device, 4), table(device, 12), schedule(device, 6);
+  nsa_kernel::IndexerDecode decode;
+  decode.seq_lens = seq_lens.lengths();
+  decode.query_start_loc = starts.lengths();
+  decode.block_table = blocks.table<const int32_t>(2);
+  decode.num_tokens = 4;
+  decode.page_size = 4;
+  decode.decode_seq_lens = {lengths.view()};
+  decode.indices = indices.view();
+  decode.expanded_block_table = table.table<int32_t>(4);
+  decode.schedule = schedule.table<int32_t>(3);
+  decode.schedule_format = nsa_kernel::ScheduleFormat::deepgemm_sm90;
+  decode.device = device;
+  nsa_kernel::IndexerDecodePlan(decode).run();
+  lengths.expect("decode_seq_lens", {4, 5, 9, 0, 0});
+  indices.expect("indices", {0, 0, 1, 2});
+  table.expect("expanded_block_table", {10, 11, -1, 10, 11, -1, 20, 21, 22, 0, -1, -1});
+  schedule.expect("schedule", {0, 0, 1, 0, 4, 0});
+
+  const Words states(device, 3), ends(device, 3);
+  nsa_kernel::IndexerPrefill prefill;
+  prefill.query_start_loc = starts.lengths();
+  prefill.seq_lens = seq_lens.lengths();
+  prefill.end_request = 2;
+  prefill.cu_seq_lens = states.view();
+  prefill.cu_seqlen_ke = ends.view();
+  prefill.device = device;
+  nsa_kernel::fill_indexer_prefill_metadata(prefill);
+  states.expect("cu_seq_lens", {0, 5, 14});
+  ends.expect("cu_seqlen_ke", {4, 5, 14});
+
+  const Words requests(device, 4);
+  nsa_kernel::fill_token_requests({starts.lengths(), requests.view(), 3, device});
+  requests.expect("token_requests", {0, 0, 1, 0});
 }
 
 /// The address of an empty vector may be null, like that of an array that is not given.
@@ -251,6 +290,7 @@ void refuse_bad_arguments() {
 void run(Device device, const std::string& name) {
   run_draft_extend(device);
   run_replay(device);
+  run_indexer(device);
   refresh_no_request(device);
   std::cout << name << (failures == 0 ? " ok" : " wrong") << '\n';
 }
