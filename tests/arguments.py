@@ -1,10 +1,18 @@
-"""The arguments of every op: those that fit, the role of each array, and how a refusal of others is checked."""
+"""The arguments of every op: those that fit, the role of each array, and how a refusal of others is checked.
+
+Which arrays an op has, and what each is, is read from its docstring.
+"""
+
+import inspect
+import re
 
 import nsa_kernel
 import pytest
 from memory import Output, lengths, table
 
 DRAFT_EXTEND, REPLAY = "fill_draft_extend_metadata", "fill_replay_metadata"
+DECODE, PREFILL = "fill_indexer_decode_metadata", "fill_indexer_prefill_metadata"
+TOKEN_REQUESTS = "fill_token_requests"
 CALLS = {
     DRAFT_EXTEND: [
         nsa_kernel.fill_draft_extend_metadata,
@@ -15,6 +23,9 @@ CALLS = {
         nsa_kernel.fill_draft_extend_metadata_cuda_optimized,
     ],
     REPLAY: [nsa_kernel.fill_replay_metadata, nsa_kernel.ReplayPlan],
+    DECODE: [nsa_kernel.fill_indexer_decode_metadata, nsa_kernel.IndexerDecodePlan],
+    PREFILL: [nsa_kernel.fill_indexer_prefill_metadata],
+    TOKEN_REQUESTS: [nsa_kernel.fill_token_requests],
 }
 ONLY_NEVER_WAITING = {"out_num_tokens", "variant"}
 OUTPUT_SHAPES = {
@@ -32,19 +43,59 @@ OUTPUT_SHAPES = {
         "schedule": (5, 2),
         "topk_plan": (7, 2),
     },
+    DECODE: {
+        "decode_seq_lens": (5,),
+        "global_seq_lens": (5,),
+        "decode_lens": (5,),
+        "per_req_lens": (3,),
+        "indices": (5,),
+        "expanded_block_table": (5, 4),
+        "schedule": (5, 2),
+    },
+    PREFILL: {
+        "cu_seq_lens": (4,),
+        "local_cu_seq_lens": (4,),
+        "token_to_seq": (9,),
+        "cu_seqlen_ks": (5,),
+        "cu_seqlen_ke": (5,),
+    },
+    TOKEN_REQUESTS: {"out": (7,)},
 }
 
 LENGTH, TABLE, OUTPUT, OUTPUT_TABLE = "length", "table", "output", "output table"
+FLAT_OUTPUT = "output of one or two dimensions"
+
+
+def documented(function):
+    """What the docstring says of each argument, by its name, in one line each."""
+    text = inspect.getdoc(function).partition("\nArgs:\n")[2].partition("\n\n")[0]
+    lines = re.sub(r"\n {8}", " ", text).splitlines()
+    return dict(line.strip().split(": ", 1) for line in lines)
+
+
+def role_of(line):
+    """The role of an argument that is documented so; None where it is no array."""
+    found = re.match(r"\[(.*?)\] (int32 or int64|int32 out|int32), ", line)
+    if not found:
+        return None
+    if found[2] == "int32 or int64":
+        return LENGTH
+    if "May have two dimensions." in line:
+        return FLAT_OUTPUT
+    is_table, is_output = ", " in found[1], found[2] == "int32 out"
+    return {(0, 1): OUTPUT, (1, 0): TABLE, (1, 1): OUTPUT_TABLE}[is_table, is_output]
+
+
 ROLES = {
-    (DRAFT_EXTEND, "extend_seq_lens"): LENGTH,
-    (DRAFT_EXTEND, "seq_lens"): LENGTH,
-    (REPLAY, "seq_lens"): LENGTH,
-    (REPLAY, "extend_seq_lens"): LENGTH,
-    (REPLAY, "req_pool_indices"): LENGTH,
-    (REPLAY, "req_to_token"): TABLE,
+    (op, name): role
+    for op in CALLS
+    for name, line in documented(getattr(nsa_kernel, op)).items()
+    if (role := role_of(line))
 }
-for op, shapes in OUTPUT_SHAPES.items():
-    ROLES |= {(op, name): OUTPUT if len(shape) == 1 else OUTPUT_TABLE for name, shape in shapes.items()}
+
+
+def is_output(role):
+    return role in (OUTPUT, OUTPUT_TABLE, FLAT_OUTPUT)
 
 
 def shape_that_fits(op, name):
@@ -57,18 +108,46 @@ def drop_in(call):
     return "_cuda" in getattr(call, "__name__", "")
 
 
+def draft_extend_inputs(device):
+    arrays = {"seq_lens": lengths([10, 15], device=device), "extend_seq_lens": lengths([2, 3], device=device)}
+    return arrays | {"nsa_index_topk": 12}
+
+
+def replay_inputs(device):
+    arrays = {"seq_lens": lengths([10, 15], device=device), "req_pool_indices": lengths([1, 0], device=device)}
+    arrays["req_to_token"] = table([[5] * 8, [6] * 8], 8, device=device)
+    schedule = {"schedule_format": "deepgemm_sm90", "topk_plan_format": "sglang_topk_v2_sm90", "topk_plan_clusters": 2}
+    return arrays | schedule | {"mode": "draft_extend", "nsa_index_topk": 12, "num_draft_tokens": 3, "page_size": 2}
+
+
+def decode_inputs(device):
+    arrays = {"seq_lens": lengths([9, 4, 7], device=device), "query_start_loc": lengths([0, 2, 2, 5], device=device)}
+    arrays["block_table"] = table([[1, 2, 3]] * 3, 3, device=device)
+    return arrays | {"layout": "rows", "num_tokens": 5, "schedule_format": "deepgemm_sm90"}
+
+
+def prefill_inputs(device):
+    arrays = {"seq_lens": lengths([9, 4, 7], device=device), "query_start_loc": lengths([0, 2, 2, 5], device=device)}
+    return arrays | {"first_request": 0, "end_request": 3}
+
+
+def token_requests_inputs(device):
+    return {"query_start_loc": lengths([0, 2, 2, 5], device=device)}
+
+
+INPUTS = {
+    DRAFT_EXTEND: draft_extend_inputs,
+    REPLAY: replay_inputs,
+    DECODE: decode_inputs,
+    PREFILL: prefill_inputs,
+    TOKEN_REQUESTS: token_requests_inputs,
+}
+
+
 def valid_arguments(op, device, call=None):
     """Arguments that fit the op, or one way to call it, and the outputs among them, poisoned."""
     outputs = {name: Output(*shape, device=device) for name, shape in OUTPUT_SHAPES[op].items()}
-    arguments = {name: output.array for name, output in outputs.items()}
-    arguments |= {"seq_lens": lengths([10, 15], device=device), "nsa_index_topk": 12}
-    if op == DRAFT_EXTEND:
-        arguments["extend_seq_lens"] = lengths([2, 3], device=device)
-    else:
-        arguments |= {"mode": "draft_extend", "num_draft_tokens": 3, "page_size": 2, "schedule_format": "deepgemm_sm90"}
-        arguments |= {"topk_plan_format": "sglang_topk_v2_sm90", "topk_plan_clusters": 2}
-        arguments["req_pool_indices"] = lengths([1, 0], device=device)
-        arguments["req_to_token"] = table([[5] * 8, [6] * 8], 8, device=device)
+    arguments = INPUTS[op](device) | {name: output.array for name, output in outputs.items()}
     if drop_in(call):
         del arguments["out_num_tokens"]
     return arguments, outputs

@@ -2,6 +2,7 @@
 
 import array
 import contextlib
+import inspect
 import random
 import re
 
@@ -13,14 +14,18 @@ import torch
 from arguments import (
     CALLS,
     DRAFT_EXTEND,
+    FLAT_OUTPUT,
     LENGTH,
     ONLY_NEVER_WAITING,
     OUTPUT,
+    OUTPUT_SHAPES,
     OUTPUT_TABLE,
     REPLAY,
     ROLES,
     TABLE,
+    documented,
     drop_in,
+    is_output,
     shape_that_fits,
     valid_arguments,
 )
@@ -41,6 +46,20 @@ def test_the_arguments_fit_before_they_are_changed(device, op):
     for call in CALLS[op]:
         fitting, _ = valid_arguments(op, device, call)
         call(**fitting)
+
+
+CALLABLES = [call for calls in CALLS.values() for call in calls]
+
+
+@pytest.mark.parametrize("call", CALLABLES, ids=lambda call: call.__name__)
+def test_the_docstring_documents_each_argument(call):
+    assert [*documented(call)] == [*inspect.signature(call).parameters]
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_the_arguments_that_fit_have_every_output(op):
+    documented_outputs = {name for (of, name), role in ROLES.items() if of == op and is_output(role)}
+    assert valid_arguments(op, "cpu")[1].keys() == OUTPUT_SHAPES[op].keys() == documented_outputs
 
 
 # What one array may be refused for, whichever argument it is.
@@ -99,7 +118,8 @@ def last_stride_2(shape, device):
     return torch.zeros((*shape[:-1], 2 * shape[-1]), dtype=torch.int32, device=device)[..., ::2]
 
 
-ANY = (LENGTH, TABLE, OUTPUT, OUTPUT_TABLE)
+OUTPUTS = (OUTPUT, OUTPUT_TABLE, FLAT_OUTPUT)
+ANY = (LENGTH, TABLE, *OUTPUTS)
 NOT_AN_ARRAY = "must be an array that exports DLPack"
 
 
@@ -110,7 +130,7 @@ def not_exported_by_numpy(dtype):
     return f"is a ndarray that cannot be exported ({caught.value}), {NOT_AN_ARRAY}"
 
 
-MUST_BE = dict.fromkeys((TABLE, OUTPUT, OUTPUT_TABLE), "must be int32") | {LENGTH: "must be int32 or int64"}
+MUST_BE = dict.fromkeys((TABLE, *OUTPUTS), "must be int32") | {LENGTH: "must be int32 or int64"}
 DTYPES = [np.float32, np.float64, np.float16, np.bool_, np.int8, np.int16, np.uint8, np.uint32, np.uint64, np.complex64]
 FLOAT8 = [torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz, torch.float8_e8m0fnu]
 KINDS = (
@@ -146,7 +166,7 @@ KINDS = (
             "has 0 dimensions, must have {rank}",
         ),
         "numpy scalar as output": (
-            (OUTPUT, OUTPUT_TABLE),
+            OUTPUTS,
             lambda shape, device: np.int32(3),
             "is read-only, must be writable",
         ),
@@ -155,14 +175,29 @@ KINDS = (
             lambda shape, device: torch.zeros(shape, dtype=torch.bfloat16),
             "has dtype bfloat16, {must_be}",
         ),
-        "int64": ((TABLE, OUTPUT, OUTPUT_TABLE), numpy_zeros(np.int64), "has dtype int64, {must_be}"),
+        "int64": ((TABLE, *OUTPUTS), numpy_zeros(np.int64), "has dtype int64, {must_be}"),
         "no dimension": (
             ANY,
             lambda shape, device: torch.tensor(1, dtype=torch.int32),
             "has 0 dimensions, must have {rank}",
         ),
+        "two dimensions more": (
+            (FLAT_OUTPUT,),
+            lambda shape, device: np.zeros((*shape, 2, 2), np.int32),
+            "has 3 dimensions, must have {rank}",
+        ),
+        "strided flat output": (
+            (FLAT_OUTPUT,),
+            lambda shape, device: last_stride_2((9,), device),
+            "has strides 9 and 2, must be contiguous",
+        ),
+        "rows apart of a flat output": (
+            (FLAT_OUTPUT,),
+            lambda shape, device: torch.zeros((4, 5), dtype=torch.int32, device=device)[:, :3],
+            "has strides 5 and 1, must be contiguous",
+        ),
         "a dimension more": (
-            ANY,
+            (LENGTH, TABLE, OUTPUT, OUTPUT_TABLE),
             lambda shape, device: np.zeros((*shape, 2), np.int32),
             "has {more} dimensions, must have {rank}",
         ),
@@ -183,7 +218,7 @@ KINDS = (
             "is a torch.distributed._functional_collectives.AsyncCollectiveTensor, which has no memory of its own, "
             "must be the tensor that holds the elements (.wait())",
         ),
-        "read-only": ((OUTPUT, OUTPUT_TABLE), read_only, "is read-only, must be writable"),
+        "read-only": (OUTPUTS, read_only, "is read-only, must be writable"),
         "buffer": ((OUTPUT,), lambda shape, device: array.array("q", [1]), "has dtype int64, must be int32"),
         "negative stride": (
             (LENGTH,),
@@ -246,7 +281,8 @@ def test_an_array_that_does_not_fit(device, op, name, kind):
     role = ROLES[op, name]
     _, make, message = KINDS[kind]
     rank = 2 if role in (TABLE, OUTPUT_TABLE) else 1
-    message = message.format(must_be=MUST_BE[role], rank=rank, more=rank + 1)
+    words = "1 or 2" if role == FLAT_OUTPUT else rank
+    message = message.format(must_be=MUST_BE[role], rank=words, more=rank + 1)
     check_refusal(op, device, TypeError, f"{name} {message}", **{name: make(shape_that_fits(op, name), device)})
 
 
@@ -388,7 +424,7 @@ def strides_of(shape):
     [
         (op, output, other)
         for (op, output), role in ROLES.items()
-        if role in (OUTPUT, OUTPUT_TABLE)
+        if is_output(role)
         for that_op, other in ROLES
         if that_op == op and other != output
     ],

@@ -302,8 +302,8 @@ def child_gives_distributed_tensors(device):
     for i, name in enumerate(names):
         arguments = {**dict(zip(names, tensors, strict=True)), name: shards[i]}
         message = (
-            f"^fill_draft_extend_metadata: {name} is a torch.distributed.tensor.DTensor, which has no memory of its own, "
-            r"must be the tensor that holds the elements \(\.to_local\(\)\)$"
+            f"^fill_draft_extend_metadata: {name} is a torch.distributed.tensor.DTensor, which has no memory of its own"
+            r", must be the tensor that holds the elements \(\.to_local\(\)\)$"
         )
         for call in (nsa_kernel.fill_draft_extend_metadata, nsa_kernel.DraftExtendPlan):
             with pytest.raises(TypeError, match=message):

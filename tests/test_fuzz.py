@@ -18,12 +18,11 @@ import torch
 from arguments import (
     CALLS,
     DRAFT_EXTEND,
-    OUTPUT,
-    OUTPUT_TABLE,
     REPLAY,
     ROLES,
     check_refusal,
     drop_in,
+    is_output,
     shape_that_fits,
     valid_arguments,
 )
@@ -250,7 +249,7 @@ READ_ONLY_OBJECTS = {
 @pytest.mark.parametrize("kind", READ_ONLY_OBJECTS)
 def test_an_output_that_is_read_only(device, kind):
     for (op, name), role in ROLES.items():
-        if role in (OUTPUT, OUTPUT_TABLE):
+        if is_output(role):
             shape = shape_that_fits(op, name)
             check_refused(op, device, name, lambda shape=shape: READ_ONLY_OBJECTS[kind](shape), words="is read-only")
 

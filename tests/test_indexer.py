@@ -6,6 +6,7 @@ import re
 import nsa_kernel
 import pytest
 import torch
+from arguments import CALLS, DECODE, INPUTS, OUTPUT_SHAPES, PREFILL, TOKEN_REQUESTS
 from indexer_cases import (
     DECODE_OUTPUTS,
     NAMED_DECODE_CASES,
@@ -33,7 +34,6 @@ from schedule_cases import of, walk, work_of
 
 SIZES = [0, 1, 16, 17, 32, 33, 127, 128, 512, 513, 1023, 1024, 1025, 100_000]
 LAYOUTS = ["rows", "native"]
-DECODE, PREFILL = "fill_indexer_decode_metadata", "fill_indexer_prefill_metadata"
 
 
 def tokens_as(source, q):
@@ -398,19 +398,7 @@ def test_random_cases_of_token_requests_equal_the_oracle(device, random_cases):
 
 # Refusals: three requests of 2, 0 and 3 tokens.
 
-ROWS_SHAPES = {
-    **dict.fromkeys(("decode_seq_lens", "global_seq_lens", "decode_lens", "indices"), (5,)),
-    **{"per_req_lens": (3,), "expanded_block_table": (5, 4), "schedule": (5, 2)},
-}
 NATIVE_SHAPES = {"decode_seq_lens": (9,), "decode_lens": (3,), "per_req_lens": (3,), "schedule": (5, 2)}
-CHUNK_SHAPES = dict.fromkeys(("cu_seq_lens", "local_cu_seq_lens"), (4,))
-CHUNK_SHAPES |= {"token_to_seq": (9,), "cu_seqlen_ks": (5,), "cu_seqlen_ke": (5,)}
-
-
-def of_rows(device):
-    arrays = {"seq_lens": lengths([9, 4, 7], device=device), "query_start_loc": lengths([0, 2, 2, 5], device=device)}
-    arrays["block_table"] = table([[1, 2, 3]] * 3, 3, device=device)
-    return arrays | {"layout": "rows", "num_tokens": 5, "schedule_format": "deepgemm_sm90"}
 
 
 def of_native(device):
@@ -418,38 +406,25 @@ def of_native(device):
     return arrays | {"layout": "native", "schedule_format": "deepgemm_sm90", "schedule_rows": "request"}
 
 
-def of_chunk(device):
-    arrays = {"seq_lens": lengths([9, 4, 7], device=device), "query_start_loc": lengths([0, 2, 2, 5], device=device)}
-    return arrays | {"first_request": 0, "end_request": 3}
-
-
-def of_tokens(device):
-    return {"query_start_loc": lengths([0, 2, 2, 5], device=device)}
-
-
 OPS = {
-    "rows": (DECODE, of_rows, ROWS_SHAPES),
+    "rows": (DECODE, INPUTS[DECODE], OUTPUT_SHAPES[DECODE]),
     "native": (DECODE, of_native, NATIVE_SHAPES),
-    "prefill": (PREFILL, of_chunk, CHUNK_SHAPES),
-    "tokens": ("fill_token_requests", of_tokens, {"out": (7,)}),
+    "prefill": (PREFILL, INPUTS[PREFILL], OUTPUT_SHAPES[PREFILL]),
+    "tokens": (TOKEN_REQUESTS, INPUTS[TOKEN_REQUESTS], OUTPUT_SHAPES[TOKEN_REQUESTS]),
 }
-
-
-def calls_of(op):
-    return [getattr(nsa_kernel, op), *([nsa_kernel.IndexerDecodePlan] if op == DECODE else [])]
 
 
 @pytest.mark.parametrize("kind", OPS)
 def test_the_arguments_fit_before_they_are_changed(device, kind):
     op, make, shapes = OPS[kind]
-    for call in calls_of(op):
+    for call in CALLS[op]:
         call(**make(device), **{name: Output(*shape, device=device).array for name, shape in shapes.items()})
 
 
 def check_refusal(kind, device, exception, message, **changes):
     """Every way to call the op refuses the changed arguments in these words; nothing was written before."""
     op, make, shapes = OPS[kind]
-    for call in calls_of(op):
+    for call in CALLS[op]:
         outputs = {name: Output(*shape, device=device) for name, shape in shapes.items()}
         arguments = make(device) | {name: output.array for name, output in outputs.items()}
         arguments |= {name: value(device) if callable(value) else value for name, value in changes.items()}

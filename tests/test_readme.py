@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from arguments import DRAFT_EXTEND, OUTPUT_SHAPES, REPLAY
 
 README = Path(__file__).parents[1] / "README.md"
 # A Python block, and the plain block that may follow it at once: its output.
@@ -25,6 +26,16 @@ def blocks():
 def test_the_readme_is_short_and_has_blocks():
     assert len(blocks()) >= 2
     assert len(README.read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("op", [DRAFT_EXTEND, REPLAY])
+def test_the_tables_list_every_output(op):
+    """In the table of outputs of the op's chapter."""
+    noun = op.removeprefix("fill_").removesuffix("_metadata")
+    chapter = README.read_text().partition(f"\n## {noun}: ")[2].partition("\n## ")[0]
+    table = chapter.partition("| output | shape | value")[2].partition("\n\n")[0]
+    first_cells = " ".join(re.findall(r"^\| ([^|]*) \|", table, re.MULTILINE))
+    assert set(re.findall(r"`(\w+)`", first_cells)) == OUTPUT_SHAPES[op].keys()
 
 
 def test_no_release_is_offered_before_there_is_one():

@@ -6,7 +6,7 @@ import sys
 import nsa_kernel
 import pytest
 import torch
-from arguments import CALLS, OUTPUT, OUTPUT_TABLE, ROLES, valid_arguments
+from arguments import CALLS, ROLES, is_output, valid_arguments
 from replay_cases import MODES
 from torch import library
 from torch._dynamo.utils import counters
@@ -78,7 +78,7 @@ def test_every_function_that_returns_nothing_has_an_operator():
 
 
 def outputs_of(op):
-    return {name for (of, name), role in ROLES.items() if of == op and role in (OUTPUT, OUTPUT_TABLE)}
+    return {name for (of, name), role in ROLES.items() if of == op and is_output(role)}
 
 
 @pytest.mark.parametrize("op", EAGER)
@@ -91,10 +91,15 @@ def test_operators_declare_that_they_write_every_output_and_no_input(op):
     assert not getattr(ops, op).default._schema.returns
 
 
+def positional(given):
+    """The word that comes first, taken from the arguments."""
+    return tuple(given.pop(name) for name in ("mode", "layout") if name in given)
+
+
 @pytest.mark.parametrize("op", EAGER)
 def test_operators_raise_the_version_of_what_they_write(device, op):
     given, _ = valid_arguments(op, device)
-    step = [given.pop("mode")] if "mode" in given else []
+    step = positional(given)
     tensors = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
     counts = outputs_of(op) & {"num_tokens", "out_num_tokens"}
     for absent in ({}, dict.fromkeys(counts)):
@@ -102,6 +107,23 @@ def test_operators_raise_the_version_of_what_they_write(device, op):
         getattr(ops, op)(*step, **given | absent)
         raised = {name for name, tensor in tensors.items() if tensor._version > before[name]}
         assert raised == outputs_of(op) - absent.keys()
+
+
+@pytest.mark.parametrize("op", EAGER)
+def test_opcheck_of_every_operator(device, op):
+    given, _ = valid_arguments(op, device)
+    library.opcheck(getattr(ops, op).default, positional(given), given)
+
+
+@pytest.mark.parametrize("op", EAGER)
+def test_every_function_compiles_whole(device, op):
+    torch.compiler.reset()
+    function, (given, outputs) = EAGER[op], valid_arguments(op, device)
+    expected, filled = valid_arguments(op, device)
+    torch.compile(lambda arguments: function(**arguments), fullgraph=True, backend="aot_eager")(given)
+    function(**expected)
+    for name, output in outputs.items():
+        assert output.memory.tolist() == filled[name].memory.tolist(), name
 
 
 def test_autograd_notices_what_operators_write(device):

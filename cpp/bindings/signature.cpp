@@ -30,7 +30,10 @@ std::string wrapped(std::string line, const std::string& text) {
 std::string description(const Parameter& parameter) {
   const std::string role = parameter.role;
   std::string text = parameter.shape;
-  if (!text.empty()) text += role == "lengths" ? " int32 or int64, " : " int32, ";
+  if (!text.empty()) {
+    const bool is_output = role.find("output") != std::string::npos;
+    text += role == "lengths" ? " int32 or int64, " : is_output ? " int32 out, " : " int32, ";
+  }
   return wrapped("    " + std::string(parameter.name) + ":", text + parameter.sentence);
 }
 
