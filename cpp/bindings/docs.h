@@ -20,6 +20,19 @@ inline constexpr const char* kCudaErrorDoc =
   "    num_tokens = t\n\n"                                                                       \
   "Elements past the last token keep what they held.\n"
 
+#define NSA_KERNEL_SCHEDULE_RULE                                                                                       \
+  "`schedule` divides the rows among slots. A row of `length` has ceil(length / split) splits, and first(r) is\n"      \
+  "its number in column 0, `end` that after the last row:\n\n"                                                         \
+  "    format               split   weight of a split                     first(r)          rest goes to\n"            \
+  "    deepgemm_sm90        256     schedule_atoms; rows by token: 1      weight * r        the last slots\n"          \
+  "    deepgemm_sm100_256   256     tokens(r)                             tokens before r   the first slots\n"         \
+  "    deepgemm_sm100_384   384     8 * ceil(tokens(r) / 4) + tokens(r)   tokens before r   the first slots\n\n"       \
+  "    P = cumsum(splits * weight);  each, rest = divmod(P[-1], slots)       # no work at all: every pair is (0, 0)\n" \
+  "    t = i * each + the slots before slot i that take one of the rest\n"                                             \
+  "    r = the first row with P[r] > t;  o = t - P[r - 1]\n"                                                           \
+  "    schedule[i] = (first(r), o // weight(r));  schedule[slots] = (end, 0)\n"                                        \
+  "    # of deepgemm_sm90: (first(r) + o // splits(r), o % splits(r));  where t >= P[-1]: (end, 0)\n"
+
 #define NSA_KERNEL_PLAN_MEMORY                                                                              \
   "Keeps the arrays and their memory alive, and uses that memory in each run, also once a tensor has\n"     \
   "other memory (`.data =`, `set_`). Memory that is reallocated in place is lost to the plan, which must\n" \
@@ -72,7 +85,11 @@ inline constexpr Docs kFillReplayDocs{
     "    target_verify           num_draft_tokens        seq_lens[b] + q   seq_lens[b] + 1 + j\n"
     "    draft_extend, uniform   num_draft_tokens        seq_lens[b]       max(kv(b) - q + 1 + j, 0)\n"
     "    draft_extend, ragged    extend_seq_lens[b]      seq_lens[b]       max(kv(b) - q + 1 + j, 0)\n\n"
-    "Rows are the tokens of all requests in order. Every output is optional; an absent one costs nothing.\n",
+    "Rows are the tokens of all requests in order. Every output is optional; an absent one costs "
+    "nothing.\n\n" NSA_KERNEL_SCHEDULE_RULE
+    "\n`topk_plan` lists the rows that SGLang's top-k gives to clusters:\n\n"
+    "    limit = the least of the format's limits that no more rows exceed than it allows, at least 32768\n"
+    "    topk_plan[0] = (limit, n);  topk_plan[1 .. n] = (row, length) of the n rows longer than limit\n",
     NSA_KERNEL_RAISES};
 
 inline constexpr Docs kReplayPlanDocs{
@@ -83,20 +100,20 @@ inline constexpr Docs kFillIndexerDecodeDocs{
     "None",
     "Refreshes what vLLM's sparse indexer reads in a decode step, in one launch; never waits.\n\n"
     "    local(x) = x // dcp_interleave // dcp_world * dcp_interleave + the rank's share of the rest\n"
-    "    final(x) = local(x) // compress_ratio\n\n"
+    "    final(x) = local(x) // compress_ratio\n"
+    "    k = seq_lens[b]\n\n"
     "    layout   row                          global_seq_lens                      decode_seq_lens\n"
-    "    rows     token j of request b, of q   max(seq_lens[b] - q + 1 + j, 0)      final(global_seq_lens)\n"
-    "    native   request b, of m columns                                           final(max(seq_lens[b] - m + 1 + j, "
-    "0))\n\n"
+    "    rows     token j of request b, of q   max(k - q + 1 + j, 0)                final(global_seq_lens)\n"
+    "    native   request b, of m columns                                           final(max(k - m + 1 + j, 0))\n\n"
     "With `rows`, the first min(num_tokens, capacity) rows are filled: those of all tokens in order, then padding of\n"
     "length 0, whose requests are numbered from n on and whose column 0 of the block table is 0. Other columns than\n"
-    "those that a request fills, and rows beyond, are left unmodified. Every output is optional.\n",
+    "those that a request fills, and rows beyond, are left unmodified. Every output is "
+    "optional.\n\n" NSA_KERNEL_SCHEDULE_RULE,
     NSA_KERNEL_RAISES};
 
 inline constexpr Docs kIndexerDecodePlanDocs{
     "Self",
-    "`fill_indexer_decode_metadata`, bound to its arrays: checked once, run every step.\n\n"
-    "Keeps the arrays alive and reads them anew in each run.\n",
+    "`fill_indexer_decode_metadata`, bound to its arrays: checked once, run every step.\n\n" NSA_KERNEL_PLAN_MEMORY,
     NSA_KERNEL_RAISES};
 
 inline constexpr Docs kFillIndexerPrefillDocs{
