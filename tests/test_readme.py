@@ -1,4 +1,4 @@
-"""The README's Python blocks run, and print what the README says they print."""
+"""The Python blocks of README and concepts run, and print what the page says they print."""
 
 import os
 import re
@@ -11,20 +11,21 @@ import torch
 from arguments import DRAFT_EXTEND, OUTPUT_SHAPES, REPLAY
 
 README = Path(__file__).parents[1] / "README.md"
+CONCEPTS = README.parent / "docs" / "concepts.md"
 # A Python block, and the plain block that may follow it at once: its output.
 BLOCK = re.compile(
     r"^```python\n(?P<code>.*?)^```\n(?:\s*^```(?:text)?\n(?P<output>.*?)^```$)?", re.MULTILINE | re.DOTALL
 )
 
 
-def blocks():
-    if not README.exists():  # tests may be run from a copy without it
+def blocks(page):
+    if not page.exists():  # tests may be run from a copy without it
         return []
-    return [(match["code"], match["output"]) for match in BLOCK.finditer(README.read_text())]
+    return [(match["code"], match["output"]) for match in BLOCK.finditer(page.read_text())]
 
 
 def test_the_readme_is_short_and_has_blocks():
-    assert len(blocks()) >= 2
+    assert len(blocks(README)) >= 2
     assert len(README.read_text().splitlines()) <= 150
 
 
@@ -44,7 +45,9 @@ def test_no_release_is_offered_before_there_is_one():
         assert not re.search(r"^ {4}pip install .*nsa-kernel", README.read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize(("code", "expected"), blocks(), ids=lambda value: (value or "").strip().split("\n")[0][:40])
+@pytest.mark.parametrize(
+    ("code", "expected"), blocks(README) + blocks(CONCEPTS), ids=lambda value: (value or "").strip().split("\n")[0][:40]
+)
 def test_a_block_runs(code, expected, tmp_path):
     if "cuda" in code.lower() and not torch.cuda.is_available():
         pytest.skip("the block needs a GPU")
