@@ -36,7 +36,7 @@ struct Case {
 };
 
 /// The work of one warp: elements begin .. end-1 of one row of the pool, for `rows` rows of a table.
-struct alignas(16) Unit {
+struct alignas(16) CopyTask {
   int64_t source;  ///< first element of the row in the pool
   int64_t out;     ///< first element of the first row in the table
   int32_t begin, end;
@@ -44,30 +44,30 @@ struct alignas(16) Unit {
   int32_t pages;  ///< 1: elements are pages
 };
 
-__global__ __launch_bounds__(kBlock) void copy_units(const Unit* units, int count, const int32_t* pool, int width,
-                                                     int32_t* slots, int32_t* pages, int page_columns) {
+__global__ __launch_bounds__(kBlock) void run_tasks(const CopyTask* tasks, int count, const int32_t* pool, int width,
+                                                    int32_t* slots, int32_t* pages, int page_columns) {
   const int warp = (blockIdx.x * kBlock + threadIdx.x) / kWarp, lane = threadIdx.x % kWarp;
   if (warp >= count) return;
-  const Unit unit = units[warp];
-  const int32_t* source = pool + unit.source;
-  if (unit.pages != 0) {
-    const int p = unit.begin + lane;
-    if (p >= unit.end) return;
+  const CopyTask task = tasks[warp];
+  const int32_t* source = pool + task.source;
+  if (task.pages != 0) {
+    const int p = task.begin + lane;
+    if (p >= task.end) return;
     const int32_t page = source[int64_t{p} * kPage] / kPage;
-    for (int r = 0; r < unit.rows; ++r) pages[unit.out + int64_t{r} * page_columns + p] = page;
+    for (int r = 0; r < task.rows; ++r) pages[task.out + int64_t{r} * page_columns + p] = page;
     return;
   }
   int4 vectors[kVectors];
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
-    const int c = unit.begin + (lane + kWarp * i) * 4;
-    if (c < unit.end) vectors[i] = *reinterpret_cast<const int4*>(source + c);
+    const int c = task.begin + (lane + kWarp * i) * 4;
+    if (c < task.end) vectors[i] = *reinterpret_cast<const int4*>(source + c);
   }
-  for (int r = 0; r < unit.rows; ++r) {
+  for (int r = 0; r < task.rows; ++r) {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
-      const int c = unit.begin + (lane + kWarp * i) * 4;
-      if (c < unit.end) *reinterpret_cast<int4*>(slots + unit.out + int64_t{r} * width + c) = vectors[i];
+      const int c = task.begin + (lane + kWarp * i) * 4;
+      if (c < task.end) *reinterpret_cast<int4*>(slots + task.out + int64_t{r} * width + c) = vectors[i];
     }
   }
 }
@@ -119,11 +119,11 @@ void run(const Case& of, cudaStream_t stream) {
   int32_t* pool = allocate<int32_t>(pool_rows * of.width);
   int32_t* slots = of.compact ? nullptr : allocate<int32_t>(kSets * rows * of.width);
   int32_t* pages = allocate<int32_t>(kSets * rows * page_columns);
-  Unit* units[kSets];
+  CopyTask* tasks[kSets];
   int counts[kSets];
   double bytes = 0;
   for (int set = 0; set < kSets; ++set) {
-    std::vector<Unit> list;
+    std::vector<CopyTask> list;
     int64_t row = 0;
     for (int b = 0; b < of.bs; ++b) {
       const int kv = of.skewed ? (b == of.bs / 2 ? of.kv : 500) : up_to(of.kv / 2, of.kv);
@@ -143,8 +143,8 @@ void run(const Case& of, cudaStream_t stream) {
       }
     }
     counts[set] = static_cast<int>(list.size());
-    units[set] = allocate<Unit>(list.size());
-    check(cudaMemcpy(units[set], list.data(), list.size() * sizeof(Unit), cudaMemcpyHostToDevice), "memory");
+    tasks[set] = allocate<CopyTask>(list.size());
+    check(cudaMemcpy(tasks[set], list.data(), list.size() * sizeof(CopyTask), cudaMemcpyHostToDevice), "memory");
   }
   const size_t half = static_cast<size_t>(bytes) / 32 * 16;
   char* copied = allocate<char>(kSets * 2 * half);
@@ -154,7 +154,7 @@ void run(const Case& of, cudaStream_t stream) {
   });
   const double floor = timed(stream, [&](int set) {
     const int blocks = (counts[set] + kBlock / kWarp - 1) / (kBlock / kWarp);
-    copy_units<<<blocks, kBlock, 0, stream>>>(units[set], counts[set], pool, of.width, slots, pages, page_columns);
+    run_tasks<<<blocks, kBlock, 0, stream>>>(tasks[set], counts[set], pool, of.width, slots, pages, page_columns);
   });
   check(cudaGetLastError(), "launch");
   std::printf("%-34s %8.2f %8.2f %8.2f %8.2fx\n", of.name, bytes / 1e6, copy, floor, floor / copy);
@@ -162,7 +162,7 @@ void run(const Case& of, cudaStream_t stream) {
        {static_cast<void*>(pool), static_cast<void*>(slots), static_cast<void*>(pages), static_cast<void*>(copied)}) {
     cudaFree(memory);
   }
-  for (Unit* list : units) cudaFree(list);
+  for (CopyTask* list : tasks) cudaFree(list);
 }
 
 }  // namespace

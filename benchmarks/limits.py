@@ -84,7 +84,7 @@ def selected(cases: dict[str, Rows], keep: Callable[[Record], bool]) -> dict[str
 
 
 def _draft_extend(cases: dict[str, Rows]) -> Iterator[Limit]:
-    yield Limit("never-waiting call / empty launch, host", 1.25, ratios(cases, "host", CALL, LAUNCH))
+    yield Limit("asynchronous call / empty launch, host", 1.25, ratios(cases, "host", CALL, LAUNCH))
     yield Limit("plan.run / empty launch, host", 1.05, ratios(cases, "host", PLAN, LAUNCH))
     yield Limit("call that returns the count / empty launch, host", 2.2, ratios(cases, "host", COUNT, LAUNCH))
     small = selected(cases, lambda record: record.shape["bs"] <= 128)

@@ -58,7 +58,7 @@ void refuse_capture(cudaStream_t stream, const char* op) {
   if (queried != cudaSuccess && queried != cudaErrorStreamCaptureImplicit) raise(queried, op);
   if (queried == cudaSuccess && status == cudaStreamCaptureStatusNone) return;
   raise(cudaErrorStreamCaptureUnsupported, op,
-        "; waiting for the count is not possible in a stream capture, call fill_draft_extend_metadata instead");
+        "; returning the count synchronizes, which stream capture forbids: call fill_draft_extend_metadata instead");
 }
 
 HostCount::HostCount(const char* op) : op_(op), slot_(slots().take(op)) { *slot_ = kPending; }

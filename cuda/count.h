@@ -1,4 +1,4 @@
-// How the number of tokens reaches a waiting host: the one place of this library that waits for the device.
+// How the number of tokens reaches the host: the one place of this library that synchronizes with the device.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -7,7 +7,7 @@
 
 namespace nsa_kernel::cuda {
 
-/// Throws CudaError, naming the op that never waits, if `stream` is being captured.
+/// Throws CudaError, naming the asynchronous op, if `stream` is being captured.
 void refuse_capture(cudaStream_t stream, const char* op);
 
 /// One count in pinned host memory that a kernel writes and this thread polls. Counts of concurrent calls are apart.

@@ -1,4 +1,4 @@
-// The same door, shut: a build without CUDA.
+// The CPU-only stub of the launcher interface, for a build without CUDA.
 #include "launch.h"
 #include "nsa_kernel/error.h"
 

@@ -56,7 +56,7 @@ NAMED_CASES = {
     "no requests": {"q": [], "k": [], "capacity": 4},
     "no tokens": {"q": [0, 0, 0], "k": [5, 6, 7], "capacity": 4},
     "requests without tokens between others": {"q": [0, 2, 0, 0, 1, 0], "k": [9, 8, 7, 6, 5, 4]},
-    "slots past the tokens keep what they held": {"q": [2, 1], "k": [4, 4], "capacity": 9},
+    "slots past the tokens are left unmodified": {"q": [2, 1], "k": [4, 4], "capacity": 9},
     "count is true over capacity": {"q": [4, 4, 4], "k": [10, 20, 30], "capacity": 7},
     "capacity ends at a request's end": {"q": [4, 4, 4], "k": [10, 20, 30], "capacity": 8},
     "capacity zero": {"q": [4, 4], "k": [10, 20], "capacity": 0},

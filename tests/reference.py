@@ -1,6 +1,6 @@
 """The oracle of `draft_extend` and `replay`: plain loops over lists, written from the specification alone.
 
-In every result, `None` marks a slot that must keep what it held.
+In every result, `None` marks a slot that must be left unmodified.
 """
 
 from bisect import bisect_right

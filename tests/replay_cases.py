@@ -215,7 +215,7 @@ NAMED_CASES = {
         "width": 4,
         "shapes": dict.fromkeys(PER_TOKEN, (0,)) | {"page_table": (0, 4), "real_page_table": (0, 4)},
     },
-    "running sum over capacity": {
+    "cumulative sum over capacity": {
         "mode": "ragged",
         "seq_lens": [9, 9],
         "q": [3, 3],

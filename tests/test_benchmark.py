@@ -359,7 +359,7 @@ def test_host_limit_is_a_ratio_to_the_launch_of_the_same_case(call_us, verdict):
         record("draft_extend", "bs 1", names.LAUNCH, peers.FLOOR, host=4.0),
         record("draft_extend", "bs 4", names.CALL, host=1.0),
     ]
-    found = limit(records, "never-waiting call")
+    found = limit(records, "asynchronous call")
     assert found.verdict == verdict
     assert found.worst == ("bs 1", pytest.approx(call_us / 4.0))
     assert list(found.values) == ["bs 1"]

@@ -158,7 +158,7 @@ def test_replay_metadata_follows_too_also_when_the_batch_shrinks(device, ragged)
 
 
 @pytest.mark.parametrize("flags", [{}, {"use_optimized": False}, {"use_optimized": False, "use_adaptive": False}])
-def test_the_waiting_call_refuses_a_capture_and_leaves_it_usable(device, flags):
+def test_the_synchronizing_call_refuses_a_capture_and_leaves_it_usable(device, flags):
     q, k = lengths([2, 3], device=device), lengths([10, 15], device=device)
     outs = [torch.full((5,), POISON, dtype=torch.int32, device=device) for _ in range(2)]
     graph = torch.cuda.CUDAGraph()
@@ -175,7 +175,7 @@ def test_the_waiting_call_refuses_a_capture_and_leaves_it_usable(device, flags):
     assert nsa_kernel.fill_draft_extend_metadata_cuda(q, k, 12, *outs, **flags) == 5
 
 
-def test_a_capture_on_another_stream_does_not_disturb_the_waiting_call(device):
+def test_a_capture_on_another_stream_does_not_disturb_the_synchronizing_call(device):
     q, k = lengths([2, 3], device=device), lengths([10, 15], device=device)
     outs = [torch.full((5,), POISON, dtype=torch.int32, device=device) for _ in range(2)]
     side = torch.cuda.Stream()

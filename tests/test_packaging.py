@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 BINARIES = {major: f"nsa-kernel-cu{major}" for major in (12, 13)}
 HEADERS = {path.name for path in (ROOT / "cpp/include/nsa_kernel").iterdir()}
 WHEELS = sorted(Path(os.environ["NSA_KERNEL_WHEELS"]).glob("*.whl")) if "NSA_KERNEL_WHEELS" in os.environ else []
-LARGEST = int(0.85 * (2 << 20))  # bytes; the rest of 2 MiB is room for more
+LARGEST = int(0.85 * (2 << 20))  # bytes; the rest of 2 MiB is headroom
 
 
 def pyproject(folder):

@@ -123,7 +123,7 @@ def test_topk_is_not_needed(device):
 
 
 def rows_of(mode, seq_lens, q, n, rows, atoms):
-    """The lengths, tokens and atoms of the rows that a consumer reads, of a batch with room for just its tokens."""
+    """The lengths, tokens and atoms of the rows that a consumer reads, of a batch whose capacity is just its tokens."""
     tokens = {"decode": [1] * len(seq_lens), "ragged": q}.get(mode, [n] * len(seq_lens))
     count = sum(tokens)
     op_mode = "draft_extend" if mode == "ragged" else mode

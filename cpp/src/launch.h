@@ -1,5 +1,5 @@
-// The door to the device: one launcher for each op, plain C++. Arguments arrive checked.
-// Behind it stand the .cu files, or no_cuda.cpp in a build without CUDA.
+// The launcher interface: what the host asks of a device, plain C++. Arguments arrive checked.
+// The .cu files implement it, or no_cuda.cpp in a build without CUDA.
 #pragma once
 
 #include <cstdint>

@@ -36,7 +36,7 @@ class Require {
     (*this)(value <= most, name, " is ", value, ", must be at most ", most);
   }
 
-  /// Kernels count the elements of one dimension in 32 bits, with room for a step past the end.
+  /// Kernels count the elements of one dimension in 32 bits, and may step past the end.
   void countable(const char* name, int64_t size) const {
     constexpr int64_t kMost = int64_t{1} << 30;
     (*this)(size <= kMost, name, " has size ", size, ", must be at most ", kMost);

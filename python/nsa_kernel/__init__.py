@@ -1,4 +1,4 @@
-"""Attention metadata for native sparse attention: one launch, never waiting, from any framework's arrays."""
+"""Attention metadata for native sparse attention: one asynchronous launch, from any framework's arrays."""
 
 from ._ext import (
     CudaError,

@@ -1,4 +1,4 @@
-"""The functions that never wait as torch operators, so that what torch records has them in it.
+"""The asynchronous functions as torch operators, so that what torch records has them in it.
 
 Importing this module registers `torch.ops.nsa_kernel.<function>` for each public function that fills arrays and
 returns nothing. From then on these functions trace into their operators under `torch.compile(fullgraph=True)` and

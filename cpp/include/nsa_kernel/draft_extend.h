@@ -38,7 +38,7 @@ class DraftExtendPlan {
   /// Checks `buffers`; throws `std::invalid_argument`. The memory stays the caller's and must outlive the plan.
   explicit DraftExtendPlan(const DraftExtend& buffers, Variant variant = Variant::optimized);
 
-  /// Enqueues the fill on `stream` (CUDA) or does it at once (CPU). Never waits for the device.
+  /// Enqueues the fill on `stream` (CUDA) or does it at once (CPU). Asynchronous: no host-device synchronization.
   /// A CUDA graph captured from `basic` or `adaptive` uses this plan's workspace: keep the plan as long as the graph.
   void run(Stream stream = nullptr) const;
 
@@ -48,11 +48,11 @@ class DraftExtendPlan {
   std::shared_ptr<int32_t> workspace_;
 };
 
-/// The fill without a plan. Never waits; a workspace, where the variant needs one, is ordered on `stream`.
+/// The fill without a plan. Asynchronous; a workspace, where the variant needs one, is ordered on `stream`.
 void fill_draft_extend_metadata(const DraftExtend& buffers, Variant variant = Variant::optimized,
                                 Stream stream = nullptr);
 
-/// The same, and waits for the number of tokens, which it returns. Refused while `stream` is being captured.
+/// The same, and synchronizes for the number of tokens, which it returns. Refused during capture of `stream`.
 int64_t fill_draft_extend_metadata_and_count(const DraftExtend& buffers, Variant variant = Variant::optimized,
                                              Stream stream = nullptr);
 

@@ -6,7 +6,7 @@
 
 namespace nsa_kernel {
 
-/// A CUDA call that failed, CUDA memory given to a build without CUDA, or a waiting call inside a stream capture.
+/// A CUDA call that failed, CUDA memory given to a build without CUDA, or a synchronizing call during stream capture.
 class CudaError : public std::runtime_error {
  public:
   CudaError(int code, const std::string& message) : std::runtime_error(message), code_(code) {}

@@ -53,7 +53,8 @@ class ReplayPlan {
   /// Checks `buffers`; throws `std::invalid_argument`. The memory stays the caller's and must outlive the plan.
   explicit ReplayPlan(const Replay& buffers);
 
-  /// Enqueues one launch on `stream` (CUDA) or does the work at once (CPU). Never waits for the device.
+  /// Enqueues one launch on `stream` (CUDA) or does the work at once (CPU). Asynchronous: no host-device
+  /// synchronization.
   void run(Stream stream = nullptr) const;
 
  private:

@@ -98,7 +98,7 @@ DRAFT_EXTEND_CALLS = {
 
 
 def draft_extend_runs(device: Device) -> Iterator[Run]:
-    """Every variant and way to call it, with room for all tokens and for fewer."""
+    """Every variant and way to call it, with a capacity for all tokens and for fewer."""
     for bs in DRAFT_EXTEND_REQUESTS:
         draw = random.Random(bs)
         q = [draw.choice((-2, 0, 1, 1, 3, 7)) for _ in range(bs)]
@@ -126,7 +126,7 @@ def draft_extend_runs(device: Device) -> Iterator[Run]:
                         or clipped.wrong("out_nsa_cache_seqlens", _padded(clipped_seen, clipped.size, POISON))
                         or ("" if count == len(tokens) else f"the count is {count}, must be {len(tokens)}")
                     )
-                    yield f"{name}, variant {variant}, {bs} requests, room for {capacity} tokens", wrong
+                    yield f"{name}, variant {variant}, {bs} requests, a capacity of {capacity} tokens", wrong
 
 
 # ---- replay ----------------------------------------------------------------------------------------------------------
@@ -148,8 +148,8 @@ class ReplayCase:
 
         counts = {"decode": [1] * bs, "ragged draft_extend": [max(count, 0) for count in self.extend_seq_lens]}
         self.counts = counts.get(mode, [self.n] * bs)
-        uncounted = self.n if mode == "target_verify" else 0
-        self.kv = [max(length, 0) + uncounted for length in self.seq_lens]
+        pending_tokens = self.n if mode == "target_verify" else 0
+        self.kv = [max(length, 0) + pending_tokens for length in self.seq_lens]
         self.tokens = _tokens(self.counts, self.kv)
         self.shapes = self._shapes(draw, mode, bs, width)
 
