@@ -12,7 +12,7 @@ CPP := $(shell find benchmarks cpp cuda tests -name '*.h' -o -name '*.cpp' -o -n
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint lint-cpp lint-python lint-types lint-workflows format gpu-check wheels asan fuzz clean FORCE
+.PHONY: help demo test api lint lint-cpp lint-python lint-types lint-workflows format gpu-check wheels asan fuzz clean FORCE
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 14
@@ -50,6 +50,9 @@ lint-types: $(VENV)/.lint $(VENV)/.test $(VENV)/.package
 
 lint-workflows: $(VENV)/.workflows
 	packaging/check_workflows.sh $(BIN)
+
+api: $(VENV)/.package $(VENV)/.test ## docs/api.md, from the docstrings
+	$(BIN)/python docs/make_api.py
 
 format: $(VENV)/.lint ## let the formatters write
 	$(BIN)/clang-format -i $(CPP)
