@@ -21,7 +21,7 @@ from parts import BATCH_SIZES, PARTS, parts
 from peers import rows
 from peers.names import PLAN, REPLAY_PLAN
 from plots import draw
-from readme import readme_block, with_block
+from readme import load_refresh, readme_block, tables_block, with_block
 from results import Results, load, save
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -129,8 +129,13 @@ def plot(options: argparse.Namespace) -> int:
 
 
 def readme(options: argparse.Namespace) -> int:
-    source = options.results.resolve().relative_to(ROOT).as_posix()
-    block = readme_block(load(options.results), source)
+    page = options.write or ROOT / "README.md"
+    source = Path(os.path.relpath(options.results.resolve(), page.resolve().parent)).as_posix()
+    results = load(options.results)
+    if options.tables:
+        block = tables_block(results, source)
+    else:
+        block = readme_block(results, source, load_refresh(options.results))
     if options.write:
         options.write.write_text(with_block(options.write.read_text(), block))
     else:
@@ -183,10 +188,11 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("results", type=Path)
     command.add_argument("--out", type=Path, help="folder to write to (default: that of the file)")
 
-    command = commands.add_parser("readme", help="print the README's measured block, or write it into the README")
+    command = commands.add_parser("readme", help="print the README's measured block, or write it into a page")
     command.set_defaults(function=readme)
     command.add_argument("results", type=Path)
-    command.add_argument("--write", type=Path, metavar="README")
+    command.add_argument("--write", type=Path, metavar="PAGE")
+    command.add_argument("--tables", action="store_true", help="the tables of docs/performance.md instead")
     return top
 
 

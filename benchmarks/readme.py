@@ -1,8 +1,10 @@
-"""The README's measured block, out of one results file, so that no number in it is written by hand."""
+"""The measured blocks of the README and of docs/performance.md, made from results: no number is written by hand."""
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from limits import by_case, median
 from peers.names import (
@@ -21,12 +23,34 @@ from peers.names import (
 )
 from results import Results
 
-README_BATCH_SIZES = (1, 32, 128, 1000)
-README_REPLAY_BATCHES = ("1 x 4", "32 x 4, kv 4096", "128 x 4", "256 x 2", "512 x 4")  # the rest: results.txt
-README_HOST_ROWS = (CALL, PLAN, COUNT, LAUNCH, TRITON_AFTER_ITEM, PYTHON_LOOP)
+BATCH_SIZES = (1, 32, 128, 1000)
+REPLAY_BATCHES = ("1 x 4", "32 x 4, kv 4096", "128 x 4", "256 x 2", "512 x 4")  # the rest: results.txt
+HOST_ROWS = (CALL, PLAN, COUNT, LAUNCH, TRITON_AFTER_ITEM, PYTHON_LOOP)
 BEGIN, END = "<!-- measured: {} -->", "<!-- /measured -->"
 BLOCK = re.compile(r"<!-- measured:? ?(?P<source>\S*) -->\n(?P<body>.*?)<!-- /measured -->", re.DOTALL)
-README_PLOT = "scaling_bs.svg"
+PLOT = "scaling_bs.svg"
+REFRESH = "sglang_refresh.json"  # beside the results: whole refreshes inside SGLang
+README_REFRESH = {"kv": "fp8_e4m3", "mode": "decode", "bs": 32}
+# What the README's table has of the results: part, case, its name there, column, the row before and ours.
+README_LINES = (
+    ("draft_extend", "bs 32", "lengths of the draft tokens of 32 requests", "host", TRITON_AFTER_ITEM, PLAN),
+    (
+        "replay",
+        "draft_extend uniform 128 x 4, kv 8192, width 131072",
+        "all metadata of 128 requests of 4 draft tokens, KV length 8192",
+        "device",
+        SGLANG_FUSED,
+        REPLAY_PLAN,
+    ),
+    (
+        "sglang",
+        "fused_dsa_target_verify_metadata, bs 32",
+        "SGLang's `fused_dsa_target_verify_metadata`, 32 requests",
+        "host",
+        BEFORE,
+        AFTER,
+    ),
+)
 
 
 def _markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
@@ -40,15 +64,15 @@ def _short(value: float | None) -> str:
 
 def _draft_extend_lines(results: Results) -> list[str]:
     cases = by_case(results.records, "draft_extend")
-    measured = [cases.get(f"bs {bs}", {}) for bs in README_BATCH_SIZES]
+    measured = [cases.get(f"bs {bs}", {}) for bs in BATCH_SIZES]
 
     def line(label: str, row: str, column: str) -> list[str]:
         return [label, *(_short(median(rows.get(row), column)) for rows in measured)]
 
-    host = [line(f"`{row}`" if row in (CALL, PLAN, COUNT) else row, row, "host") for row in README_HOST_ROWS]
+    host = [line(f"`{row}`" if row in (CALL, PLAN, COUNT) else row, row, "host") for row in HOST_ROWS]
     labels = {"in a graph, device time": PLAN, "empty graph node, device time": NODE}
     device = [line(label, row, "device") for label, row in labels.items()]
-    return _markdown(["draft-extend, host time", *(f"bs {bs}" for bs in README_BATCH_SIZES)], host + device)
+    return _markdown(["draft-extend, host time", *(f"bs {bs}" for bs in BATCH_SIZES)], host + device)
 
 
 def _replay_lines(results: Results) -> list[str]:
@@ -57,7 +81,7 @@ def _replay_lines(results: Results) -> list[str]:
         for case, rows in by_case(results.records, "replay").items()
         if " uniform " in case
     }
-    cases = {case: rows for case, rows in uniform.items() if case.startswith(README_REPLAY_BATCHES)}
+    cases = {case: rows for case, rows in uniform.items() if case.startswith(REPLAY_BATCHES)}
     lines = [
         [
             case,
@@ -81,28 +105,52 @@ def _sglang_lines(results: Results) -> list[str]:
     return ["", *_markdown(header, lines)] if functions else []
 
 
-def readme_block(results: Results, source: str) -> str:
-    """The README's tables out of one results file, whose path from the README is `source`."""
+def load_refresh(results: Path) -> dict[str, Any] | None:
+    """The refreshes inside SGLang that were measured on the GPU of a results file."""
+    path = results.with_name(REFRESH)
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _where(results: Results) -> str:
     known = results.environment
-    where = f"{known['gpu']}, driver {known['driver']}, CUDA {known['cuda']}, torch {known['torch']}, {known['date']}"
-    plot = Path(source).with_name(README_PLOT).as_posix()
-    lines = [
-        f"Medians in us. {where}.",
-        "",
-        *_draft_extend_lines(results),
-        "",
-        *_replay_lines(results),
-        *_sglang_lines(results),
-        "",
-        f"![draft-extend: host and device time over the batch size]({plot})",
-    ]
-    return "\n".join([BEGIN.format(source), *lines, END])
+    return f"{known['gpu']}, driver {known['driver']}, CUDA {known['cuda']}, torch {known['torch']}, {known['date']}"
+
+
+def _block(source: str, lines: Iterable[str]) -> str:
+    plot = Path(source).with_name(PLOT).as_posix()
+    picture = f"![draft-extend: host and device time over the batch size]({plot})"
+    return "\n".join([BEGIN.format(source), *lines, "", picture, END])
+
+
+def readme_block(results: Results, source: str, refresh: dict[str, Any] | None = None) -> str:
+    """The README's table. `source` is the path from the page to the results file."""
+    note, lines = "", []
+    for part, case, label, column, before, ours in README_LINES:
+        rows = by_case(results.records, part).get(case, {})
+        times = [median(rows.get(row), column) for row in (before, ours)]
+        if None not in times:
+            lines.append([label, column, f"{_short(times[0])} ({before})", _short(times[1])])
+    for row in refresh["rows"] if refresh else ():
+        if row.items() >= README_REFRESH.items():
+            known = refresh["environment"]
+            name = f"SGLang {known['sglang']}"
+            label = f"a whole refresh inside SGLang, {row['mode']}, {row['bs']} requests, fp8 KV"
+            lines.append([label, "host", f"{_short(row['host_us_off'])} ({name})", _short(row["host_us_on"])])
+            note = f" The refresh: torch {known['torch']}, {known['date']}."
+    table = _markdown(["", "time", "before", "with nsa-kernel"], lines)
+    return _block(source, [f"Medians in us. {_where(results)}.{note}", "", *table])
+
+
+def tables_block(results: Results, source: str) -> str:
+    """The tables of docs/performance.md. `source` is the path from the page to the results file."""
+    lines = [*_draft_extend_lines(results), "", *_replay_lines(results), *_sglang_lines(results)]
+    return _block(source, [f"Medians in us. {_where(results)}.", "", *lines])
 
 
 def with_block(readme: str, block: str) -> str:
     """Puts the block in the place of the one that is there."""
     if not BLOCK.search(readme):
-        raise ValueError(f"README has no place for it, must hold the lines '<!-- measured -->' and '{END}'")
+        raise ValueError(f"the page has no place for it, must hold the lines '<!-- measured -->' and '{END}'")
     return BLOCK.sub(lambda _match: block, readme, count=1)
 
 

@@ -461,8 +461,27 @@ def test_a_file_of_another_format_is_refused(tmp_path):
         results.load(path)
 
 
-def test_readme_block_replaces_the_block_that_is_there():
-    block = readme.readme_block(some_results(), "benchmarks/results/a-gpu/results.json")
+def test_the_readmes_table_has_what_was_measured():
+    found = some_results()
+    found.records.append(record("draft_extend", "bs 32", names.TRITON_AFTER_ITEM, peers.PEER, host=41.26))
+    refresh = {
+        "environment": {"sglang": "0.5.23", "torch": "2.14.1", "date": "a day"},
+        "rows": [{**readme.README_REFRESH, "bs": bs, "host_us_off": 270.4, "host_us_on": 8.12} for bs in (8, 32)],
+    }
+    draft_extend = "| lengths of the draft tokens of 32 requests | host | 41.3 (Triton after cumsum and item) | 4.2 |"
+    block = readme.readme_block(found, "a-gpu/results.json", refresh)
+    lines = [line for line in block.splitlines() if line.startswith("| ")]
+    assert lines[2:] == [
+        draft_extend,
+        "| a whole refresh inside SGLang, decode, 32 requests, fp8 KV | host | 270 (SGLang 0.5.23) | 8.1 |",
+    ]
+    assert "The refresh: torch 2.14.1, a day." in block
+    block = readme.readme_block(found, "a-gpu/results.json")
+    assert [line for line in block.splitlines() if line.startswith("| ")][2:] == [draft_extend]
+
+
+def test_a_block_replaces_the_block_that_is_there():
+    block = readme.tables_block(some_results(), "benchmarks/results/a-gpu/results.json")
     assert "| `DraftExtendPlan.run` | - | 4.2 | - | - |" in block
     assert "| Python loop | - | 1,476 | - | - |" in block
     assert "| 32 x 4, kv 4096, width 4096 | 1.7 | 2.8 | 1.6 |" in block
@@ -478,12 +497,12 @@ def test_readme_block_replaces_the_block_that_is_there():
         readme.with_block("no markers", block)
 
 
-def test_readme_block_has_sglangs_functions_where_they_were_measured():
+def test_the_tables_have_sglangs_functions_where_they_were_measured():
     found = some_results()
     for function, bs, before, after in [("fused", 1, 40.0, 8.0), ("fused", 32, 41.0, None), ("expand", 32, 150.0, 9.5)]:
         for row, us in ((names.BEFORE, before), (names.AFTER, after)):
             found.records.append(record("sglang", f"{function}, bs {bs}", row, host=us, device=us and us / 2))
-    lines = readme.readme_block(found, "benchmarks/results/a-gpu/results.json").splitlines()
+    lines = readme.tables_block(found, "benchmarks/results/a-gpu/results.json").splitlines()
     at = lines.index(f"| {names.BEFORE} → with this plug-in: host, device time | bs 1 | bs 32 |")
     assert lines[at - 1] == ""
     assert lines[at + 2 : at + 5] == [
@@ -493,19 +512,29 @@ def test_readme_block_has_sglangs_functions_where_they_were_measured():
     ]
 
 
-def test_every_measured_number_of_the_readme_comes_from_a_committed_file():
-    path = ROOT / "README.md"
+PAGES = {"README.md": readme.readme_block, "docs/performance.md": readme.tables_block}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_measured_number_of_a_block_comes_from_a_committed_file(page):
+    path = ROOT / page
     text = path.read_text() if path.exists() else ""
-    assert readme.measured_numbers(text) == []
     files = [file for file in ROOT.glob("benchmarks/results/*/results.json") if results.load(file).environment["gpu"]]
     block = readme.BLOCK.search(text)
     if not files:
         assert block is None or not block["body"]
         return
-    assert block is not None, f"write it with `bench.py readme {files[0].relative_to(ROOT)} --write README.md`"
-    assert block[0] == readme.readme_block(results.load(ROOT / block["source"]), block["source"])
-    for link in (block["source"], Path(block["source"]).with_name(readme.README_PLOT)):
-        assert (ROOT / link).exists()
+    assert block is not None, f"write it with `bench.py readme {files[0].relative_to(ROOT)} --write {page}`"
+    source = path.parent / block["source"]
+    more = [readme.load_refresh(source)] if page == "README.md" else []
+    assert block[0] == PAGES[page](results.load(source), block["source"], *more)
+    for link in (source, source.with_name(readme.PLOT)):
+        assert link.exists()
+
+
+def test_the_readme_has_no_measured_number_outside_its_block():
+    path = ROOT / "README.md"
+    assert readme.measured_numbers(path.read_text() if path.exists() else "") == []
 
 
 TOOLS = ("rich", "matplotlib")
