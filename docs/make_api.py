@@ -52,7 +52,7 @@ def definition(name: str, parameters: list[str], returns: str) -> list[str]:
                 lines.append("")
             lines[-1] += f"{' ' if lines[-1] else '    '}{parameter},"
         line = "\n".join([f"{name}(", *lines, f"){end}"])
-    return ["```python", line, "```", ""]
+    return ["```text", line, "```", ""]
 
 
 def parameters(rows: list[dict[str, Any]]) -> list[str]:
