@@ -72,7 +72,7 @@ def takes(row: dict[str, Any]) -> str:
     if row["role"] in KINDS:
         return KINDS[row["role"]]
     kind = f"{row['shape']} {'int32 or int64' if row['role'] == 'lengths' else 'int32'}"
-    return f"out, {kind}" if row["role"].startswith("output") else kind
+    return f"out, {kind}" if "output" in row["role"] else kind
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
