@@ -10,7 +10,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 LINK = re.compile(r"\]\((?!https?:|#)(?P<path>[^)#]+)")
-PAGES = [ROOT / "README.md", *DOCS.glob("*.md"), ROOT / "benchmarks" / "README.md"]
+PAGES = [
+    page
+    for page in (ROOT / "README.md", *sorted(DOCS.glob("*.md")), ROOT / "benchmarks" / "README.md")
+    if page.exists()
+]
 
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="there are no pages here")
 
