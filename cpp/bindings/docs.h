@@ -6,7 +6,8 @@
 namespace nsa_kernel::bindings {
 
 inline constexpr const char* kCudaErrorDoc =
-    "A CUDA call that failed, CUDA arrays given to a build without CUDA, or a waiting call inside a stream capture.\n\n"
+    "A CUDA call that failed, CUDA arrays given to a build without CUDA, or a synchronizing call during stream "
+    "capture.\n\n"
     "Attributes:\n    code: The `cudaError_t`.";
 
 #define NSA_KERNEL_DRAFT_EXTEND_RULE                                                             \
@@ -18,7 +19,7 @@ inline constexpr const char* kCudaErrorDoc =
   "                out_nsa_cache_seqlens[t] = min(out_seqlens_expanded[t], nsa_index_topk)\n"    \
   "            t += 1\n"                                                                         \
   "    num_tokens = t\n\n"                                                                       \
-  "Elements past the last token keep what they held.\n"
+  "Elements past the last token are left unmodified.\n"
 
 #define NSA_KERNEL_SCHEDULE_RULE                                                                                       \
   "`schedule` divides the rows among slots. A row of `length` has ceil(length / split) splits, and first(r) is\n"      \
@@ -47,8 +48,7 @@ inline constexpr const char* kCudaErrorDoc =
   "    CudaError: CUDA failed.\n"
 
 inline constexpr Docs kFillDraftExtendDocs{
-    "None",
-    "Fills the lengths that each draft token sees; never waits for the device.\n\n" NSA_KERNEL_DRAFT_EXTEND_RULE,
+    "None", "Fills the lengths that each draft token sees; asynchronous.\n\n" NSA_KERNEL_DRAFT_EXTEND_RULE,
     NSA_KERNEL_RAISES};
 
 inline constexpr Docs kFillDraftExtendAndWaitDocs{
@@ -59,11 +59,11 @@ inline constexpr Docs kFillDraftExtendAndWaitDocs{
     "\nReturns:\n    The number of tokens.\n" NSA_KERNEL_RAISES
     "    ValueError: The count exceeds the capacity; what fits is written.\n"};
 
-#define NSA_KERNEL_DIRECT_DOCS(variant)                                                                            \
-  {"Any",                                                                                                          \
-   "`fill_draft_extend_metadata` with variant `" variant "`, which returns the count as an array; never waits.\n", \
-   "\nReturns:\n    [1] int32 on the inputs' device and of their framework, the number of tokens.\n"               \
-   "    It is allocated on the framework's current stream: another `stream` has to wait for that one first, and\n" \
+#define NSA_KERNEL_DIRECT_DOCS(variant)                                                                             \
+  {"Any",                                                                                                           \
+   "`fill_draft_extend_metadata` with variant `" variant "`, which returns the count as an array; asynchronous.\n", \
+   "\nReturns:\n    [1] int32 on the inputs' device and of their framework, the number of tokens.\n"                \
+   "    It is allocated on the framework's current stream: another `stream` has to wait for that one first, and\n"  \
    "    to be waited for before the count is read.\n" NSA_KERNEL_RAISES}
 
 inline constexpr Docs kBasicDocs NSA_KERNEL_DIRECT_DOCS("basic");
@@ -79,7 +79,7 @@ inline constexpr Docs kDraftExtendPlanDocs{
 
 inline constexpr Docs kFillReplayDocs{
     "None",
-    "Refreshes everything that a sparse-attention backend reads in a CUDA-graph replay, in one launch; never waits.\n\n"
+    "Refreshes everything that a sparse-attention backend reads in a CUDA-graph replay, in one asynchronous launch.\n\n"
     "    mode                    tokens q of request b   kv(b)             length of token j\n"
     "    decode                  1                       seq_lens[b]       kv(b)\n"
     "    target_verify           num_draft_tokens        seq_lens[b] + q   seq_lens[b] + 1 + j\n"
@@ -98,7 +98,7 @@ inline constexpr Docs kReplayPlanDocs{
 
 inline constexpr Docs kFillIndexerDecodeDocs{
     "None",
-    "Refreshes what vLLM's sparse indexer reads in a decode step, in one launch; never waits.\n\n"
+    "Refreshes what vLLM's sparse indexer reads in a decode step, in one asynchronous launch.\n\n"
     "    local(x) = x // dcp_interleave // dcp_world * dcp_interleave + the rank's share of the rest\n"
     "    final(x) = local(x) // compress_ratio\n"
     "    k = seq_lens[b]\n\n"
@@ -118,7 +118,7 @@ inline constexpr Docs kIndexerDecodePlanDocs{
 
 inline constexpr Docs kFillIndexerPrefillDocs{
     "None",
-    "Fills what vLLM's sparse indexer reads for one chunk of prefill, in one launch; never waits.\n\n"
+    "Fills what vLLM's sparse indexer reads for one chunk of prefill, in one asynchronous launch.\n\n"
     "Requests and rows are those of the chunk; token j of request b is one of q, and states(x) = x // "
     "compress_ratio.\n\n"
     "    cu_seq_lens[b + 1]                            = cu_seq_lens[b] + states(seq_lens[b])\n"
@@ -131,12 +131,11 @@ inline constexpr Docs kFillIndexerPrefillDocs{
 
 inline constexpr Docs kFillTokenRequestsDocs{
     "None",
-    "Maps tokens to their requests, in one launch; never waits.\n\n"
+    "Maps tokens to their requests, in one asynchronous launch.\n\n"
     "    out[t] = the first b with query_start_loc[b + 1] > t, or the last, for t < num_mapped, and 0 for the rest\n",
     NSA_KERNEL_RAISES};
 
-inline constexpr Docs kRunDocs{"None",
-                               "Enqueues the work, or does it at once on the CPU; never waits for the device.\n",
+inline constexpr Docs kRunDocs{"None", "Enqueues the work, or does it at once on the CPU; asynchronous on a GPU.\n",
                                "\nRaises:\n    TypeError: The stream is none of these.\n"
                                "    RuntimeError: torch is tracing, and would not record the run.\n"
                                "    CudaError: CUDA failed.\n"};

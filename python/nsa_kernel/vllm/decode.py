@@ -7,7 +7,7 @@ again is the same memory.
 
 import importlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -143,7 +143,7 @@ class Known:
         num_reqs, num_tokens = common.num_reqs, common.num_actual_tokens
         seq_lens, table = head(common.seq_lens, num_reqs), head(common.block_table_tensor, num_reqs)
         dcp, equal = common.dcp_local_seq_lens is not None, shortest == longest
-        layout = "native" if self.native[longest] else "rows"
+        layout: Literal["native", "rows"] = "native" if self.native[longest] else "rows"
         per_req_lens = builder.per_req_decode_lens_buffer[:num_reqs]
         scheduled = self.schedule_arguments(layout, longest, builder.scheduler_metadata_buffer)
         global_seq_lens, indices = seq_lens if dcp else None, None

@@ -1,7 +1,7 @@
 """The parts of a build of vLLM's sparse indexer that vLLM also calls for mixed batches, prefills and drafts."""
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -85,7 +85,7 @@ def update_draft_decode_metadata(self: Any, metadata: Any) -> Any:
         "per_req_lens": decode.per_req_decode_lens,
     }
     if decode.block_table.data_ptr() == table.data_ptr():
-        layout = "native"
+        layout: Literal["native", "rows"] = "native"
     else:
         layout = "rows"
         arguments |= {
