@@ -197,13 +197,13 @@ def test_a_device_that_failed_is_reported_and_never_waited_for(device, call, see
 
 
 def child_calls_while_a_kernel_dies(device):
-    q, k, out = (torch.ones(4, dtype=torch.int32, device=device) for _ in range(3))
-    assert nsa_kernel.fill_draft_extend_metadata_cuda(q, k, 7, out, out) == 4
+    q, k, expanded, clipped = (torch.ones(4, dtype=torch.int32, device=device) for _ in range(4))
+    assert nsa_kernel.fill_draft_extend_metadata_cuda(q, k, 7, expanded, clipped) == 4
     torch.cuda.synchronize()
     torch.cuda._sleep(100_000_000)
     q[torch.tensor([10**6], device=device)]  # stops the device with an assertion, while the call below polls
     try:
-        nsa_kernel.fill_draft_extend_metadata_cuda(q, k, 7, out, out)
+        nsa_kernel.fill_draft_extend_metadata_cuda(q, k, 7, expanded, clipped)
     except nsa_kernel.CudaError as error:
         print("raised", error.code, flush=True)
     os._exit(0)
