@@ -5,7 +5,7 @@
 #include <atomic>
 
 #include "text.h"
-#include "tracing.h"
+#include "torch.h"
 
 namespace nb = nanobind;
 
@@ -53,7 +53,7 @@ struct TypeFacts {
   bool is_fake = false;      ///< its arrays have no memory
   bool is_buffer = false;    ///< it has a buffer and no DLPack
   bool is_subclass = false;  ///< of torch's tensors
-  bool has_storage = false;  ///< its arrays are views of torch's storages
+  bool has_storage = false;  ///< its arrays are tensors, views of torch's storages
   bool is_numpy = false;     ///< its arrays are on the CPU, like buffers, and own their memory or hold who does
 
   /// JAX's arrays are immutable, which not every export says.
@@ -74,7 +74,7 @@ class TypeCache {
     facts.unwrapping = unwrapping(handle);
     facts.is_fake = is_fake(handle);
     facts.is_buffer = PyType_GetSlot(type, Py_bf_getbuffer) != nullptr && !nb::hasattr(handle, "__dlpack__");
-    facts.has_storage = facts.framework == Framework::torch && nb::hasattr(handle, "untyped_storage");
+    facts.has_storage = facts.framework == Framework::torch && is_tensor_type(handle);
     facts.is_subclass = facts.has_storage && utf8(nb::type_name(handle)) != "torch.Tensor";
     facts.is_numpy = is_numpy(handle);
     add(type, facts);
@@ -410,12 +410,10 @@ Arguments::Tensor Arguments::read(const char* name, nb::handle array, int ndim, 
 
 /// A tensor can be given another storage, and an export holds the tensor alone.
 void Arguments::keep_storage(const char* name, nb::handle tensor) {
-  static const nb::handle is_neg = PyUnicode_InternFromString("is_neg");
-  static const nb::handle untyped_storage = PyUnicode_InternFromString("untyped_storage");
-  if (tensor.attr(is_neg)().is(nb::handle(Py_True))) {
+  if (is_negated(tensor)) {
     refuse(name, "is a view whose elements are negated as they are read, must be resolved (.resolve_neg())");
   }
-  held_.objects.push_back(tensor.attr(untyped_storage)());
+  held_.objects.push_back(storage_of(tensor));
 }
 
 LengthView Arguments::lengths(const char* name, nb::handle array) {

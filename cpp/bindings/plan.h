@@ -13,7 +13,7 @@
 #include "error.h"
 #include "signature.h"
 #include "stream.h"
-#include "tracing.h"
+#include "torch.h"
 
 namespace nsa_kernel::bindings {
 

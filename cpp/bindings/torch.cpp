@@ -1,0 +1,114 @@
+#include "torch.h"
+
+#include <atomic>
+#include <stdexcept>
+#include <string>
+
+namespace nb = nanobind;
+
+namespace nsa_kernel::bindings {
+namespace {
+
+/// A function of torch without arguments, looked up once.
+class TorchFunction {
+ public:
+  explicit TorchFunction(nb::handle function) : function_(nb::borrow(function)) {
+    if (!PyCFunction_CheckExact(function.ptr()) || PyCFunction_GetFlags(function.ptr()) != METH_NOARGS) return;
+    plain_ = PyCFunction_GetFunction(function.ptr());
+    self_ = PyCFunction_GetSelf(function.ptr());
+  }
+
+  nb::object operator()() const { return checked(plain_ != nullptr ? plain_(self_, nullptr) : call()); }
+
+  /// Called past the call protocol, which takes longer than the function; null where that cannot be.
+  PyCFunction plain() const { return plain_; }
+
+  static nb::object checked(PyObject* result) {
+    if (result == nullptr) throw nb::python_error();
+    return nb::steal(result);
+  }
+
+ private:
+  PyObject* call() const { return PyObject_CallNoArgs(function_.ptr()); }
+
+  nb::object function_;
+  PyCFunction plain_ = nullptr;
+  PyObject* self_ = nullptr;
+};
+
+/// A method of tensors without arguments, looked up once.
+class TensorMethod {
+ public:
+  TensorMethod(nb::handle tensor, const char* name)
+      : name_(nb::steal(PyUnicode_InternFromString(name))), plain_(TorchFunction(tensor.attr(name)).plain()) {}
+
+  nb::object operator()(nb::handle tensor) const {
+    if (plain_ == nullptr) return tensor.attr(name_)();
+    return TorchFunction::checked(plain_(tensor.ptr(), nullptr));
+  }
+
+ private:
+  nb::object name_;
+  PyCFunction plain_;
+};
+
+/// Made once by whoever comes first; threads may be several.
+template <class Made>
+class Once {
+ public:
+  template <class... Arguments>
+  const Made& get(const Arguments&... arguments) {
+    const Made* made = made_.load(std::memory_order_acquire);
+    if (made == nullptr) made_.store(made = new Made(arguments...), std::memory_order_release);
+    return *made;
+  }
+
+ private:
+  std::atomic<const Made*> made_{nullptr};
+};
+
+nb::module_ torch_c() { return nb::module_::import_("torch._C"); }
+
+struct Recorders {
+  TorchFunction is_tracing{torch_c().attr("_is_tracing")};
+  TorchFunction count_modes{torch_c().attr("_len_torch_function_stack")};
+};
+
+struct TensorMethods {
+  explicit TensorMethods(nb::handle tensor) : is_neg(tensor, "is_neg"), untyped_storage(tensor, "untyped_storage") {}
+
+  TensorMethod is_neg, untyped_storage;
+};
+
+Once<Recorders> recorders;
+Once<TensorMethods> tensor_methods;
+
+/// Whether one of the modes that are active records the operators that are called.
+bool is_recorded() {
+  const nb::object proxy = torch_c().attr("_TorchDispatchModeKey").attr("PROXY");
+  return !torch_c().attr("_get_dispatch_mode")(proxy).is_none() ||
+         !nb::module_::import_("torch._ops").attr("_get_dispatch_mode_pre_dispatch")(proxy).is_none();
+}
+
+}  // namespace
+
+void refuse_tracing(const char* op) {
+  const Recorders& ask = recorders.get();
+  const bool is_tracing = ask.is_tracing().ptr() == Py_True;
+  if (!is_tracing && (PyLong_AsLong(ask.count_modes().ptr()) == 0 || !is_recorded())) return;
+  throw std::runtime_error(std::string(op) +
+                           ": torch is tracing, which does not record this call, must record torch.ops.nsa_kernel." +
+                           op + " (import nsa_kernel.torch_ops)");
+}
+
+bool is_tensor_type(nb::handle type) {
+  const int is_tensor = PyObject_IsSubclass(type.ptr(), torch_c().attr("TensorBase").ptr());
+  if (is_tensor < 0) throw nb::python_error();
+  return is_tensor != 0;
+}
+
+bool is_negated(nb::handle tensor) { return tensor_methods.get(tensor).is_neg(tensor).ptr() == Py_True; }
+
+nb::object storage_of(nb::handle tensor) { return tensor_methods.get(tensor).untyped_storage(tensor); }
+
+}  // namespace nsa_kernel::bindings
