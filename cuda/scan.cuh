@@ -69,20 +69,21 @@ __device__ Sums<N> shuffle_up(const Sums<N>& sums, int delta) {
   return result;
 }
 
-template <int N>
-__device__ Sums<N> from_lane(const Sums<N>& sums, int lane) {
-  Sums<N> result;
-#pragma unroll
-  for (int i = 0; i < N; ++i) result.value[i] = __shfl_sync(kAllLanes, sums.value[i], lane);
-  return result;
-}
-
 __device__ inline Largest shuffle_up(const Largest& largest, int delta) {
   return {__shfl_up_sync(kAllLanes, largest.value, delta)};
 }
 
-__device__ inline Largest from_lane(const Largest& largest, int lane) {
-  return {__shfl_sync(kAllLanes, largest.value, lane)};
+/// The value of another lane, of a type that consists of words.
+template <class Value>
+__device__ Value from_lane(const Value& value, int lane) {
+  constexpr int kWords = sizeof(Value) / sizeof(int32_t);
+  union {
+    Value value;
+    int32_t words[kWords];
+  } of_lane{value};
+#pragma unroll
+  for (int i = 0; i < kWords; ++i) of_lane.words[i] = __shfl_sync(kAllLanes, of_lane.words[i], lane);
+  return of_lane.value;
 }
 
 /// This thread's part of the sum of `sums_of(read(b))` over the requests of whole tiles, begin .. end-1. As many as 16
@@ -282,7 +283,7 @@ constexpr int kShort = 16;
 
 /// Calls `store(span, j)` for each token j of the span of every thread. The tokens of a short span are spread over the
 /// blocks that share the tile, in the thread that holds it; those of a long one over the lanes of its warp too.
-/// Span is a struct of int32_t that has `tokens`. With kUpToShort, all spans are short.
+/// Span is a struct of words that has `tokens`. With kUpToShort, all spans are short.
 template <bool kUpToShort = false, class Span, class Store>
 __device__ void for_each_token(const Tile& tile, const Span& span, Store store) {
   const int tokens = kUpToShort || span.tokens <= kShort ? span.tokens : 0;
@@ -293,17 +294,11 @@ __device__ void for_each_token(const Tile& tile, const Span& span, Store store) 
 #pragma unroll 1
   for (unsigned pending = long_spans; pending != 0; pending &= pending - 1) {
     const int lane = __ffs(pending) - 1;
-    constexpr int kWords = sizeof(Span) / sizeof(int32_t);
-    union {
-      Span value;
-      int32_t words[kWords];
-    } of_lane{span};
-#pragma unroll
-    for (int i = 0; i < kWords; ++i) of_lane.words[i] = __shfl_sync(kAllLanes, of_lane.words[i], lane);
+    const Span of_lane = from_lane(span, lane);
     const int step = static_cast<int>(tile.shares * kWarp);
 #pragma unroll 1
-    for (int j = tile.share * kWarp + threadIdx.x % kWarp; j < of_lane.value.tokens; j += step) {
-      store(of_lane.value, j);
+    for (int j = tile.share * kWarp + threadIdx.x % kWarp; j < of_lane.tokens; j += step) {
+      store(of_lane, j);
     }
   }
 }

@@ -49,7 +49,7 @@ struct ScheduleArguments {
   /// Of a request, if the outputs hold all of its tokens.
   template <class Batch>
   __device__ int32_t whole_work(const Batch& batch, const typename Batch::Request& request) const {
-    return rule.work(splits, scheduled_whole(batch, rule, request));
+    return rule.work(splits, rule.rows(splits, scheduled_whole(batch, rule, request)));
   }
   __device__ void store(int32_t slot, const rules::ScheduleEntry& entry) const {
     schedule[slot] = {entry.row, entry.split};
@@ -108,19 +108,19 @@ __device__ void fill_schedule_of_small_batch(const Args& args, unsigned block) {
   if (mine) request = batch.read(lane);
   out.fetch();
 
-  const auto exclusive = [&](const typename Schedule::Type& end) {
-    typename Schedule::Type before = shuffle_up(end, 1);
-    if (lane == 0) before = {};
-    return before;
+  const auto sums_before = [&](const typename Schedule::Type& end, int b) {
+    const auto before = from_lane(end, max(b - 1, 0));
+    return b > 0 ? before : typename Schedule::Type{};
   };
   auto scheduled_request = scheduled_whole(batch, out.rule, request);
   const int32_t tokens = mine ? scheduled_request.tokens : 0;
-  int32_t work = mine ? out.rule.work(out.splits, scheduled_request) : 0;
-  typename Schedule::Type end = warp_inclusive(Schedule::of(work, tokens), batch.bs);
-  if (Schedule::are_cut(from_lane(end, last), batch)) {
-    scheduled_request = scheduled(batch, out.rule, request, Schedule::tokens(exclusive(end), batch, lane));
-    work = mine ? out.rule.work(out.splits, scheduled_request) : 0;
-    end = warp_inclusive(Schedule::of(work, tokens), batch.bs);
+  ScheduledRowsOf<decltype(Args::batch)> rows;
+  typename Schedule::Type end;
+  for (bool is_cut = false;; is_cut = true) {
+    rows = out.rule.rows(out.splits, scheduled_request);
+    end = warp_inclusive(Schedule::of(mine ? out.rule.work(out.splits, rows) : 0, tokens), batch.bs);
+    if (is_cut || !Schedule::are_cut(from_lane(end, last), batch)) break;
+    scheduled_request = scheduled(batch, out.rule, request, Schedule::tokens(sums_before(end, lane), batch, lane));
   }
   const int32_t total = __shfl_sync(kAllLanes, Schedule::work(end), last);
   const int32_t work_end = mine ? Schedule::work(end) : total;
@@ -132,144 +132,123 @@ __device__ void fill_schedule_of_small_batch(const Args& args, unsigned block) {
   for (int step = kWarp / 2; step > 0; step /= 2) {
     if (step <= last && __shfl_sync(kAllLanes, work_end, b + step - 1) <= start) b += step;
   }
-  const typename Schedule::Type before = exclusive(end);
-  const int32_t work_before = __shfl_sync(kAllLanes, Schedule::work(before), b);
-  const int32_t tokens_before = __shfl_sync(kAllLanes, Schedule::tokens(before, batch, lane), b);
-  const decltype(scheduled_request) of{__shfl_sync(kAllLanes, scheduled_request.seqlen, b),
-                                       __shfl_sync(kAllLanes, scheduled_request.tokens, b)};
+  const typename Schedule::Type before = sums_before(end, b);
+  rows = from_lane(rows, b);
   if (slot > out.slots) return;
   if (slot == out.slots || start >= total) return out.store_end(slot, total);
-  out.store(slot, out.rule.entry(out.splits, of, b, tokens_before, start - work_before));
+  out.store(slot,
+            out.rule.entry(out.splits, rows, b, Schedule::tokens(before, batch, b), start - Schedule::work(before)));
 }
 
 /// The requests of a tile, by place, and the sums before each: over all requests before it, not those of the tile
 /// alone.
 template <int kTile, class Args>
 struct ScheduleTile {
-  static constexpr bool kMany = Args::Traits::kMany;
-  using Schedule = ScheduleSums<Args>;
+  using Sums = typename ScheduleSums<Args>::Type;
 
-  typename CumulativeScan<kTile, kMany, typename Schedule::Type>::Shared scan;
-  typename CumulativeScan<kTile, kMany, Sums<1>>::Shared scan_of_cut;
-  typename Schedule::Type sums[kTile / kWarp];
-  ScheduledRequestOf<decltype(Args::batch)> request[kTile];
+  typename CumulativeScan<kTile, false, Sums>::Shared scan;
+  Sums sums[kTile / kWarp];
+  ScheduledRowsOf<decltype(Args::batch)> rows[kTile];
   int32_t tokens_before[kTile];
   int32_t work_before[kTile];
+  Sums end;  ///< after the tile
 };
 
-/// The sums of all requests of many tiles, as if the outputs held all tokens.
+/// The sums of requests begin .. end-1, which start a tile, as if the outputs held all tokens. It is called, since the
+/// work of a request is much code.
 template <int kTile, class Args>
-__device__ auto whole_sums(const Args& args, ScheduleTile<kTile, Args>& shared) {
+[[gnu::noinline]] __device__ auto whole_sums(const Args& args, ScheduleTile<kTile, Args>& shared, int begin, int end) {
   using Schedule = ScheduleSums<Args>;
   const auto& batch = args.batch;
-  const auto read = [&](int b) { return batch.read(b); };
-  const auto sums_of = [&](const typename Args::Request& request) {
-    return Schedule::of(args.schedules.whole_work(batch, request), batch.tokens(request));
-  };
-  const int whole = batch.bs / kTile * kTile, rest = whole + static_cast<int>(threadIdx.x);
-  typename Schedule::Type sums = sum_tiles<kTile>(0, whole, read, sums_of);
-  if (rest < batch.bs) sums += sums_of(read(rest));
+  typename Schedule::Type sums{};
+#pragma unroll 1
+  for (int b = begin + static_cast<int>(threadIdx.x); b < end; b += kTile) {
+    const auto request = batch.read(b);
+    sums += Schedule::of(args.schedules.whole_work(batch, request), batch.tokens(request));
+  }
   sums = warp_sum(sums);
   const int lane = threadIdx.x % kWarp;
+  __syncthreads();  // of the sums before, all are read
   if (lane == 0) shared.sums[threadIdx.x / kWarp] = sums;
   __syncthreads();
-  sums = warp_sum(lane < kTile / kWarp ? shared.sums[lane] : typename Schedule::Type{});
-  return sums;
+  return warp_sum(lane < kTile / kWarp ? shared.sums[lane] : typename Schedule::Type{});
 }
 
-/// The requests of a batch tile by tile: this thread's one of the tile, and what lies before it.
+/// Shares a tile, beyond requests of such sums. Where the outputs do not hold all tokens of the batch, `is_cut`; of a
+/// batch of one tile, that is found here.
 template <int kTile, class Args>
-class ScheduleScan {
- public:
-  static constexpr bool kMany = Args::Traits::kMany;
+__device__ void share_tile(const Args& args, ScheduleTile<kTile, Args>& shared, int begin, int requests,
+                           const typename ScheduleSums<Args>::Type& before, bool is_cut) {
   using Schedule = ScheduleSums<Args>;
-
-  __device__ ScheduleScan(const Args& args, ScheduleTile<kTile, Args>& shared, bool is_cut)
-      : batch_(args.batch),
-        out_(args.schedules),
-        scan_(shared.scan),
-        scan_of_cut_(shared.scan_of_cut),
-        is_cut_(is_cut) {}
-
-  /// Goes on to a tile, beyond tiles that may be skipped. These count whole: where one is cut, no later request has
-  /// work.
-  __device__ void enter(const Tile& tile) {
-    const int b = tile.begin + static_cast<int>(threadIdx.x);
-    const bool mine = threadIdx.x < tile.requests;
-    Request request{};
-    if (mine) request = batch_.read(b);
-    out_.fetch();
-    const auto read = [&](int earlier) { return batch_.read(earlier); };
-    scan_.enter(tile, read,
-                [&](const Request& of) { return Schedule::of(out_.whole_work(batch_, of), batch_.tokens(of)); });
-    scheduled_ = scheduled_whole(batch_, out_.rule, request);
-    const int32_t work = mine ? out_.rule.work(out_.splits, scheduled_) : 0;
-    const auto scanned = scan_.exclusive(Schedule::of(work, mine ? scheduled_.tokens : 0));
-    tokens_before_ = Schedule::tokens(scanned.before, batch_, b);
-    work_before_ = Schedule::work(scanned.before);
-    work_end_ = Schedule::work(scanned.total);
-    tokens_end_ = Schedule::tokens(scanned.total, batch_, tile.begin + tile.requests);
-    if constexpr (!kMany) is_cut_ = Schedule::are_cut(scanned.total, batch_);
-    if (!is_cut_) return;
-    scan_of_cut_.enter(tile, read, [&](const Request& of) { return Sums<1>{{out_.whole_work(batch_, of)}}; });
-    scheduled_ = scheduled(batch_, out_.rule, request, tokens_before_);
-    const int32_t work_of_cut = mine ? out_.rule.work(out_.splits, scheduled_) : 0;
-    const Scanned<Sums<1>> scanned_cut = scan_of_cut_.exclusive({{work_of_cut}});
-    work_before_ = scanned_cut.before.value[0];
-    work_end_ = scanned_cut.total.value[0];
-  }
-
-  /// Puts this thread's request where the block can read it.
-  __device__ void share(ScheduleTile<kTile, Args>& shared) const {
-    shared.request[threadIdx.x] = scheduled_;
-    shared.tokens_before[threadIdx.x] = tokens_before_;
-    shared.work_before[threadIdx.x] = work_before_;
+  const auto& batch = args.batch;
+  const auto& out = args.schedules;
+  const int place = threadIdx.x, b = begin + place;
+  const bool mine = place < requests;
+  typename Args::Request request{};
+  if (mine) request = batch.read(b);
+  out.fetch();
+  auto scheduled_request = scheduled_whole(batch, out.rule, request);
+  const int32_t tokens = mine ? scheduled_request.tokens : 0;
+  CumulativeScan<kTile, false, typename Schedule::Type> scan(shared.scan);
+  ScheduledRowsOf<decltype(Args::batch)> rows;
+  Scanned<typename Schedule::Type> scanned;
+  for (bool again = false;; again = true) {
+    rows = out.rule.rows(out.splits, scheduled_request);
+    scanned = scan.exclusive(Schedule::of(mine ? out.rule.work(out.splits, rows) : 0, tokens));
+    scanned.before += before;
+    scanned.total += before;
+    if constexpr (!Args::Traits::kMany) is_cut = Schedule::are_cut(scanned.total, batch);
+    if (again || !is_cut) break;
+    scheduled_request = scheduled(batch, out.rule, request, Schedule::tokens(scanned.before, batch, b));
     __syncthreads();
   }
+  shared.rows[place] = rows;
+  shared.tokens_before[place] = Schedule::tokens(scanned.before, batch, b);
+  shared.work_before[place] = Schedule::work(scanned.before);
+  if (place == 0) shared.end = scanned.total;
+  __syncthreads();
+}
 
-  /// After the tile.
-  __device__ int32_t tokens_end() const { return tokens_end_; }
-  __device__ int32_t work_end() const { return work_end_; }
-
- private:
-  using Request = typename Args::Request;
-
-  const decltype(Args::batch)& batch_;
-  const decltype(Args::schedules)& out_;
-  CumulativeScan<kTile, kMany, typename Schedule::Type> scan_;
-  CumulativeScan<kTile, kMany, Sums<1>> scan_of_cut_;
-  bool is_cut_;
-  ScheduledRequestOf<decltype(Args::batch)> scheduled_{};
-  int32_t tokens_before_ = 0, tokens_end_ = 0, work_before_ = 0, work_end_ = 0;
-};
+/// The work of all requests, where the outputs do not hold all of their tokens: only a scan of each tile tells how many
+/// of which.
+template <int kTile, class Args>
+__device__ int32_t cut_work(const Args& args, ScheduleTile<kTile, Args>& shared) {
+  using Schedule = ScheduleSums<Args>;
+  typename Schedule::Type end{};
+  for (int begin = 0; begin < args.batch.bs; begin += kTile) {
+    const int requests = min(args.batch.bs - begin, kTile);
+    share_tile(args, shared, begin, requests, end, true);
+    end = shared.end;
+    __syncthreads();
+    if (Schedule::tokens(end, args.batch, begin + requests) >= args.batch.capacity) break;
+  }
+  return Schedule::work(end);
+}
 
 /// The schedule of any number of requests. Each tile has the slots that start in it.
 template <int kTile, class Args>
 __device__ void fill_schedule(const Args& args) {
   constexpr bool kMany = Args::Traits::kMany;
+  using Schedule = ScheduleSums<Args>;
   const auto& out = args.schedules;
   __shared__ ScheduleTile<kTile, Args> shared;
   int32_t total = 0;
   bool is_cut = false;
   if constexpr (kMany) {
-    const auto sums = whole_sums<kTile>(args, shared);
-    total = ScheduleSums<Args>::work(sums);
-    is_cut = ScheduleSums<Args>::are_cut(sums, args.batch);
-    if (is_cut) {  // only a scan of each tile tells how many tokens of which request are not held
-      ScheduleScan<kTile, Args> scan(args, shared, true);
-      for (int begin = 0; begin < args.batch.bs; begin += kTile) {
-        scan.enter({begin, min(args.batch.bs - begin, kTile), false, false, 0, 1});
-        if (scan.tokens_end() >= args.batch.capacity) break;
-      }
-      total = scan.work_end();
-      __syncthreads();
-    }
+    const auto sums = whole_sums<kTile>(args, shared, 0, args.batch.bs);
+    is_cut = Schedule::are_cut(sums, args.batch);
+    total = is_cut ? cut_work(args, shared) : Schedule::work(sums);
   }
-  ScheduleScan<kTile, Args> scan(args, shared, is_cut);
+  typename Schedule::Type before{};  // of the requests that were summed
+  int summed = 0;
   for_each_tile<kTile, kMany>(args.batch.bs, 0, 1, [&](const Tile& tile) {
-    scan.enter(tile);
-    if constexpr (!kMany) total = scan.work_end();
-    scan.share(shared);
+    if constexpr (kMany) {  // earlier requests count whole: where one is cut, no later one has work
+      before += whole_sums<kTile>(args, shared, summed, tile.begin);
+      summed = tile.begin;
+    }
+    share_tile(args, shared, tile.begin, tile.requests, before, is_cut);
+    const int32_t work_end = Schedule::work(shared.end);
+    if constexpr (!kMany) total = work_end;
     const rules::SlotShares shares = out.rule.shares(total, out.slots, out.slots_divisor);
     for (auto slot = static_cast<int32_t>(threadIdx.x); slot <= out.slots; slot += kTile) {
       const int32_t start = slot < out.slots ? shares.start(slot) : total;
@@ -277,13 +256,13 @@ __device__ void fill_schedule(const Args& args) {
         if (tile.last) out.store_end(slot, total);
         continue;
       }
-      if (kMany && (start < shared.work_before[0] || start >= scan.work_end())) continue;
+      if (kMany && (start < shared.work_before[0] || start >= work_end)) continue;
       int place = 0;  // the last request with no more work before it than before the slot
 #pragma unroll
       for (int step = kTile / 2; step > 0; step /= 2) {
         if (step < tile.requests && shared.work_before[place + step] <= start) place += step;
       }
-      out.store(slot, out.rule.entry(out.splits, shared.request[place], tile.begin + place, shared.tokens_before[place],
+      out.store(slot, out.rule.entry(out.splits, shared.rows[place], tile.begin + place, shared.tokens_before[place],
                                      start - shared.work_before[place]));
     }
     if constexpr (kMany) __syncthreads();

@@ -93,21 +93,30 @@ class Divisor {
   int shift_ = 31;
 };
 
-/// Division of 64-bit numbers, few of which are above 2**31 - 1.
+/// The same of 64-bit numbers.
 class WideDivisor {
  public:
   /// `value` is from 1 to 2**31 - 1.
-  constexpr explicit WideDivisor(int64_t value) : narrow_(value), value_(static_cast<int32_t>(value)) {}
+  constexpr explicit WideDivisor(int64_t value) : value_(static_cast<int32_t>(value)) {
+    while ((int64_t{1} << shift_) < value) ++shift_;
+    factor_ = static_cast<uint64_t>(((Wide{1} << (shift_ + 63)) + static_cast<uint64_t>(value) - 1) /
+                                    static_cast<uint64_t>(value));
+  }
 
   constexpr int32_t value() const { return value_; }
 
   /// Rounded down; the dividend is not negative.
   constexpr int64_t quotient(int64_t dividend) const {
-    return dividend <= kMaxStored ? narrow_.quotient(static_cast<int32_t>(dividend)) : dividend / value_;
+    if (value_ == 1) return dividend;
+    return static_cast<int64_t>(static_cast<uint64_t>((Wide{static_cast<uint64_t>(dividend) * 2} * factor_) >> 64) >>
+                                shift_);
   }
 
  private:
-  Divisor narrow_;
+  using Wide = unsigned __int128;
+
+  uint64_t factor_ = 0;
+  int shift_ = 0;
   int32_t value_;
 };
 
@@ -130,8 +139,12 @@ class ContextShard {
   constexpr ContextShard(int64_t world, int64_t rank, int64_t interleave)
       : round_(world * interleave), interleave_(interleave), skipped_(static_cast<int32_t>(rank * interleave)) {}
 
+  /// Whether there is but one rank.
+  constexpr bool has_all() const { return round_.value() == interleave_.value(); }
+
   /// Of the first `entries`, those that the rank holds.
   constexpr int64_t local(int64_t entries) const {
+    if (has_all()) return entries;
     const int64_t rounds = round_.quotient(entries);
     const int64_t rest = entries - rounds * round_.value() - skipped_;
     return rounds * interleave_.value() + max(min(rest, interleave_.value()), 0);

@@ -40,23 +40,36 @@ class FinalSplits {
   using Length = int64_t;
 
   constexpr FinalSplits(int32_t split, const ContextShard& shard, const WideDivisor& compress_ratio)
-      : shard_(shard), compress_ratio_(compress_ratio), split_(split), divisor_(split) {}
+      : split_(split),
+        divisor_(split),
+        has_all_(shard.has_all() && compress_ratio.value() == 1),
+        shard_(shard),
+        compress_ratio_(compress_ratio) {}
 
   constexpr int32_t of_row(int64_t length) const {
-    return page_count(final_length(length, shard_, compress_ratio_), divisor_);
+    return page_count(has_all_ ? saturated(length) : part(length), divisor_);
   }
 
   constexpr int32_t run(int64_t length, int32_t splits, int32_t most) const {
-    const int64_t states = int64_t{splits} * split_, ratio = compress_ratio_.value();
+    const int64_t states = int64_t{splits} * split_;
     if (states >= kMaxStored) return most;  // no row is longer
-    return 1 + static_cast<int32_t>(shard_.room(length, states * ratio + (ratio - 1), most - 1));
+    return 1 + static_cast<int32_t>(has_all_ ? min(states - length, most - 1) : room(length, states, most - 1));
   }
 
  private:
-  ContextShard shard_;
-  WideDivisor compress_ratio_;
+  [[gnu::noinline]] constexpr int32_t part(int64_t length) const {
+    return final_length(length, shard_, compress_ratio_);
+  }
+  [[gnu::noinline]] constexpr int64_t room(int64_t length, int64_t states, int32_t most) const {
+    const int64_t ratio = compress_ratio_.value();
+    return shard_.room(length, states * ratio + (ratio - 1), most);
+  }
+
   int32_t split_;
   Divisor divisor_;
+  bool has_all_;  ///< the rank holds each entry, as a state of its own
+  ContextShard shard_;
+  WideDivisor compress_ratio_;
 };
 
 /// What a schedule has to know of a request.
@@ -64,6 +77,18 @@ template <class Length>
 struct ScheduledRequest {
   Length seqlen;   ///< KV length that its first token sees; where it has one row, the length of that
   int32_t tokens;  ///< those that the outputs hold
+};
+
+/// The rows of a request: by request one, of all its tokens; by token one a token, from the first whose KV length is
+/// not below 0. These fall into runs of equally many splits. Each run has a split a row more than the one before, and
+/// all but the first and the last have at least as many rows as a split has KV entries.
+template <class Length>
+struct ScheduledRows {
+  Length length;   ///< KV length of the first row
+  int32_t token;   ///< the first
+  int32_t tokens;  ///< from there on
+  int32_t splits;  ///< of the first row
+  int32_t run;     ///< by token: rows of the first run
 };
 
 /// Where a slot starts: a row, by the number that column 0 has for it, and a split of it.
@@ -97,7 +122,7 @@ class ScheduleRule {
         is_sm90_(format == ScheduleFormat::deepgemm_sm90),
         split_(format == ScheduleFormat::deepgemm_sm100_384 ? 384 : 256),
         atoms_(!is_sm90_     ? 0
-               : by_request_ ? saturated(atoms)
+               : by_request_ ? static_cast<uint32_t>(saturated(atoms))
                              : 1),
         token_weight_(is_sm90_ ? 0 : 1),
         quad_weight_(split_ == 384 ? 8 : 0),
@@ -107,34 +132,39 @@ class ScheduleRule {
   constexpr int32_t split() const { return split_; }
   constexpr bool by_request() const { return by_request_; }
 
-  /// Work of all rows of a request, as it is stored. `splits` counts as SeqlenSplits does.
-  template <class Splits>
-  constexpr int32_t work(const Splits& splits, const ScheduledRequest<typename Splits::Length>& request) const {
-    if (by_request_) return saturated(int64_t{splits.of_row(request.seqlen)} * split_work(request.tokens));
-    if (request.tokens == 1) return saturated(int64_t{splits.of_row(expanded_seqlen(request.seqlen, 0))} * row_work_);
-    int32_t sum = 0;
-    for (int32_t token = first_token(request); token < request.tokens;) {
-      const Run run = run_from(splits, request, token);
-      sum = saturating_add(sum, saturated(int64_t{run.rows} * run.splits));
-      token += run.rows;
-    }
-    return saturated(int64_t{sum} * row_work_);
+  /// The rows of a request. `splits` counts as SeqlenSplits does.
+  template <class Splits, class Length>
+  constexpr ScheduledRows<Length> rows(const Splits& splits, const ScheduledRequest<Length>& request) const {
+    const Length length = request.seqlen > 0 ? request.seqlen : 0, skipped = length - request.seqlen;
+    const int32_t token = skipped < request.tokens ? static_cast<int32_t>(skipped) : request.tokens;
+    const int32_t tokens = request.tokens - token, of_row = splits.of_row(length);
+    return {length, token, tokens, of_row, by_request_ || tokens <= 1 ? tokens : splits.run(length, of_row, tokens)};
+  }
+
+  /// Work of all rows of a request, as it is stored.
+  template <class Splits, class Length>
+  constexpr int32_t work(const Splits& splits, const ScheduledRows<Length>& rows) const {
+    if (by_request_) return saturated(int64_t{rows.splits} * split_work(rows.tokens));
+    if (has_many_runs(rows)) return saturated(int64_t{splits_of_many_runs(splits, rows)} * row_work_);
+    return saturated((int64_t{rows.tokens} * rows.splits + (rows.tokens - rows.run)) * row_work_);
   }
 
   /// The start of a slot that has `offset` of the work of request b before it, less than all of it. `tokens_before` are
   /// the tokens of earlier requests.
-  template <class Splits>
-  constexpr ScheduleEntry entry(const Splits& splits, const ScheduledRequest<typename Splits::Length>& request,
-                                int32_t b, int32_t tokens_before, int32_t offset) const {
-    if (!by_request_) {
-      const int32_t number = row_work_ == 1 ? offset : row_work_divisor_.quotient(offset);
-      if (request.tokens == 1) return {tokens_before, number};
-      return entry_of_token(splits, request, tokens_before, number);
+  template <class Splits, class Length>
+  constexpr ScheduleEntry entry(const Splits& splits, const ScheduledRows<Length>& rows, int32_t b,
+                                int32_t tokens_before, int32_t offset) const {
+    if (by_request_) {
+      const int32_t number = quotient(offset, is_sm90_ ? rows.splits : split_work(rows.tokens));
+      if (!is_sm90_) return {tokens_before, number};
+      return {saturated(int64_t{atoms_} * b + number), offset - number * rows.splits};
     }
-    const int32_t divisor = is_sm90_ ? splits.of_row(request.seqlen) : split_work(request.tokens);
-    const auto quotient = static_cast<int32_t>(static_cast<uint32_t>(offset) / static_cast<uint32_t>(divisor));
-    if (!is_sm90_) return {tokens_before, quotient};
-    return {saturated(int64_t{atoms_} * b + quotient), offset - quotient * divisor};
+    const int32_t number = row_work_ == 1 ? offset : row_work_divisor_.quotient(offset);
+    if (rows.tokens == 1) return {saturating_add(tokens_before, rows.token), number};
+    const SplitOfRun split =
+        has_many_runs(rows) ? split_of_many_runs(splits, rows, number) : split_of_two_runs(rows, number);
+    const int32_t row = quotient(split.number, split.splits);
+    return {saturating_add(tokens_before, split.token + row), split.number - row * split.splits};
   }
 
   /// What column 0 calls the row after the last, of a batch of so many requests and tokens.
@@ -149,63 +179,72 @@ class ScheduleRule {
   }
 
  private:
-  /// Consecutive rows by token that have equally many splits.
-  struct Run {
-    int32_t rows;
-    int32_t splits;
+  /// A split of a run, by its number among those of the run.
+  struct SplitOfRun {
+    int32_t token;   ///< of the first row of the run
+    int32_t splits;  ///< of each row of the run
+    int32_t number;
   };
 
-  /// The first token whose KV length is not below 0.
+  /// Of numbers that are not negative.
+  static constexpr int32_t quotient(int32_t dividend, int32_t divisor) {
+    return static_cast<int32_t>(static_cast<uint32_t>(dividend) / static_cast<uint32_t>(divisor));
+  }
+
+  /// Whether rows by token may make more than two runs.
   template <class Length>
-  static constexpr int32_t first_token(const ScheduledRequest<Length>& request) {
-    if (request.seqlen >= 0) return 0;
-    return -request.seqlen < request.tokens ? static_cast<int32_t>(-request.seqlen) : request.tokens;
+  constexpr bool has_many_runs(const ScheduledRows<Length>& rows) const {
+    return rows.tokens > split_;
   }
 
-  template <class Splits>
-  static constexpr Run run_from(const Splits& splits, const ScheduledRequest<typename Splits::Length>& request,
-                                int32_t token) {
-    const auto length = expanded_seqlen(request.seqlen, token);
-    const int32_t count = splits.of_row(length);
-    return {splits.run(length, count, request.tokens - token), count};
+  /// Goes on to the next run, or beyond the last.
+  template <class Splits, class Length>
+  static constexpr void skip_run(const Splits& splits, ScheduledRows<Length>& rows) {
+    const int32_t left = rows.tokens - rows.run;
+    const Length length = expanded_seqlen(rows.length, rows.run);
+    rows = {length, rows.token + rows.run, left, rows.splits + 1, splits.run(length, rows.splits + 1, left)};
   }
 
-  /// Rows by token: the split of this number of a request.
-  template <class Splits>
-  static constexpr ScheduleEntry entry_of_token(const Splits& splits,
-                                                const ScheduledRequest<typename Splits::Length>& request,
-                                                int32_t tokens_before, int32_t number) {
-    int32_t token = first_token(request);
-    Run run = run_from(splits, request, token);
-    for (int64_t beyond; (beyond = number - int64_t{run.rows} * run.splits) >= 0;
-         run = run_from(splits, request, token)) {
+  /// Splits of all rows, as they are stored.
+  template <class Splits, class Length>
+  [[gnu::noinline]] static constexpr int32_t splits_of_many_runs(const Splits& splits, ScheduledRows<Length> rows) {
+    int32_t sum = 0;
+    for (; rows.tokens > 0; skip_run(splits, rows)) {
+      sum = saturating_add(sum, saturated(int64_t{rows.run} * rows.splits));
+    }
+    return sum;
+  }
+
+  /// The split of this number of all.
+  template <class Splits, class Length>
+  [[gnu::noinline]] static constexpr SplitOfRun split_of_many_runs(const Splits& splits, ScheduledRows<Length> rows,
+                                                                   int32_t number) {
+    for (int64_t beyond; (beyond = number - int64_t{rows.run} * rows.splits) >= 0; skip_run(splits, rows)) {
       number = static_cast<int32_t>(beyond);
-      token += run.rows;
     }
-    // A division whose quotient is small: below the rows of the run.
-    int32_t step = 1;
-    while (step < run.rows - step) step *= 2;
-    for (; step > 0; step /= 2) {
-      const int64_t splits_of_step = int64_t{step} * run.splits;
-      if (splits_of_step > number) continue;
-      number -= static_cast<int32_t>(splits_of_step);
-      token += step;
-    }
-    return {saturating_add(tokens_before, token), number};
+    return {rows.token, rows.splits, number};
+  }
+  template <class Length>
+  static constexpr SplitOfRun split_of_two_runs(const ScheduledRows<Length>& rows, int32_t number) {
+    const int64_t beyond = number - int64_t{rows.run} * rows.splits;
+    if (beyond < 0) return {rows.token, rows.splits, number};
+    return {rows.token + rows.run, rows.splits + 1, static_cast<int32_t>(beyond)};
   }
 
   /// Work of one split of a row of so many tokens, as it is stored.
   constexpr int32_t split_work(int32_t tokens) const {
-    return saturated(atoms_ + int64_t{token_weight_} * tokens + int64_t{quad_weight_} * ((int64_t{tokens} + 3) / 4));
+    // More quads than these saturate anyway, and a sum with so many does not wrap.
+    const auto count = static_cast<uint32_t>(tokens), quads = (count < 1u << 30 ? count + 3 : 1u << 30) / 4;
+    return saturated(atoms_ + token_weight_ * count + quad_weight_ * quads);
   }
 
   bool by_request_;
   bool is_sm90_;
   int32_t split_;
-  int32_t atoms_;
-  int32_t token_weight_;
-  int32_t quad_weight_;  ///< of four tokens
-  int32_t row_work_;     ///< by token: of a split of a row
+  uint32_t atoms_;
+  uint32_t token_weight_;
+  uint32_t quad_weight_;  ///< of four tokens
+  int32_t row_work_;      ///< by token: of a split of a row
   Divisor row_work_divisor_;
 };
 
