@@ -130,7 +130,8 @@ def test_a_finished_wheel_holds_what_it_should(path):
         names = [name for name in wheel.namelist() if not name.endswith("/")]
         if path.name.endswith("-none-any.whl"):
             inside = {name.removeprefix("nsa_kernel/") for name in names}
-            assert inside >= {"__init__.py", "__main__.py", "_ext.py", "_ext.pyi", "_version.py", "py.typed"}
+            python = {"__init__.py", "__main__.py", "_ext.py", "_misfit.py", "_version.py"}
+            assert inside >= {*python, "_ext.pyi", "py.typed"}
             assert not [name for name in names if re.search(r"\.(a|h|so)$", name)]
             check_all_files(names)
             return
@@ -179,7 +180,8 @@ def chosen(tmp_path, drivers):
     def run(installed, *, driver=None, forced=None, extension="_ext.py"):
         package = tmp_path / "nsa_kernel"
         package.mkdir()
-        shutil.copy(ROOT / "python/nsa_kernel/_ext.py", package)
+        for name in ("_ext.py", "_misfit.py"):
+            shutil.copy(ROOT / "python/nsa_kernel" / name, package)
         (package / "_version.py").write_text('__version__ = "1.2.3"\n')
         (package / "__init__.py").write_text("from ._ext import name\n")
         for major, version in installed.items():
@@ -257,8 +259,12 @@ def test_what_does_not_fit_is_an_import_error_that_helps(chosen, installed, driv
 OTHERS = "_ext.cpython-399-x86_64-linux-gnu.so"
 
 
+STABLE = "_ext.abi3.so"
+HAS_STABLE = sys.version_info >= (3, 12)
+
+
 def told(folder, has, command):
-    fitting = " or ".join(f"_ext{suffix}" for suffix in EXTENSION_SUFFIXES)
+    fitting = " or ".join(f"_ext{suffix}" for suffix in EXTENSION_SUFFIXES if HAS_STABLE or "abi3" not in suffix)
     return f"ImportError: nsa_kernel: {folder} has {has}, must be a folder with {fitting}; run: {command}"
 
 
@@ -291,6 +297,39 @@ def test_a_build_for_another_python_is_told_from_none(built_for_another):
 def test_a_distribution_for_another_python_is_told_from_none(chosen, tmp_path):
     said = chosen({13: HERE}, extension=OTHERS)
     assert said == told(tmp_path / "nsa_kernel_cu13", OTHERS, 'pip install "nsa-kernel[cu13]==1.2.3"')
+
+
+@pytest.fixture
+def stable(tmp_path):
+    """A file with the name of the stable ABI, which needs what this Python lacks."""
+    source = tmp_path / "stable.cpp"
+    source.write_text('extern "C" void* lacking(); extern "C" void* PyInit__ext() { return lacking(); }\n')
+    subprocess.run(["g++", "-shared", "-fPIC", "-o", tmp_path / STABLE, source], check=True)
+    return tmp_path / STABLE
+
+
+@pytest.mark.skipif(HAS_STABLE, reason="this Python has the stable ABI")
+def test_a_build_of_the_stable_abi_says_that_it_is_for_newer_pythons(built_for_another, stable):
+    package = built_for_another / "nsa_kernel"
+    (package / OTHERS).unlink()
+    shutil.copy(stable, package)
+    said = import_error("-S", "-c", "import nsa_kernel", PYTHONPATH=str(built_for_another))
+    command = f"{sys.executable} -m pip install . in a checkout of nsa-kernel"
+    assert said == told(package, f"{STABLE} for Python 3.12 or later", command)
+
+
+@pytest.mark.skipif(HAS_STABLE, reason="this Python has the stable ABI")
+def test_a_distribution_of_the_stable_abi_is_not_picked(chosen, tmp_path):
+    said = chosen({13: HERE}, extension=STABLE)
+    has = f"{STABLE} for Python 3.12 or later"
+    assert said == told(tmp_path / "nsa_kernel_cu13", has, 'pip install "nsa-kernel[cu13]==1.2.3"')
+
+
+@pytest.mark.skipif(not HAS_STABLE, reason="this Python has no stable ABI")
+def test_what_the_loader_says_of_a_build_that_is_for_this_python_stays(built_for_another, stable):
+    shutil.copy(stable, built_for_another / "nsa_kernel")
+    said = import_error("-S", "-c", "import nsa_kernel", PYTHONPATH=str(built_for_another))
+    assert said.endswith("undefined symbol: lacking")
 
 
 def test_the_folder_of_the_sources_says_how_to_build():

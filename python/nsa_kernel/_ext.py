@@ -7,8 +7,9 @@ import importlib
 import os
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 from types import ModuleType
+
+from ._misfit import build_command, fits, misfit
 
 CUDA_MAJORS = (12, 13)
 
@@ -31,29 +32,6 @@ def version() -> str:
         return str(importlib.import_module("._version", __package__).__version__)
     except ModuleNotFoundError:
         raise ImportError(f"nsa_kernel: {misfit(__package__)}; run: {build_command()}") from None
-
-
-def misfit(package: str) -> str:
-    """What the folder of a package has, and what this Python looked for in it."""
-    from importlib.machinery import EXTENSION_SUFFIXES  # noqa: PLC0415 (only a failure needs these)
-    from importlib.resources import files  # noqa: PLC0415
-
-    folder = files(package)
-    there = sorted(entry.name for entry in folder.iterdir() if entry.name.startswith("_ext.") and ".so" in entry.name)
-    wanted = " or ".join(f"_ext{suffix}" for suffix in EXTENSION_SUFFIXES)
-    return f"{str(folder).rstrip('/')} has {' and '.join(there) or 'no extension'}, must be a folder with {wanted}"
-
-
-def build_command() -> str:
-    """How to get the extension into this folder, or a folder that has it."""
-    folder = Path(__file__).parent
-    if not folder.is_dir():
-        archive = next(parent for parent in folder.parents if parent.is_file())
-        return f"{sys.executable} -m zipfile --extract {archive} FOLDER, and import from FOLDER"
-    checkout = folder.parents[1]
-    if (checkout / "CMakeLists.txt").is_file():
-        return f"{sys.executable} -m pip install {checkout}, and import outside {folder.parent}"
-    return f"{sys.executable} -m pip install . in a checkout of nsa-kernel"
 
 
 def package_of(major: int) -> str:
@@ -93,7 +71,8 @@ def choose(installed: list[int], forced: str | None) -> int:
 def is_installed(major: int) -> bool:
     """Whether there is an extension for this CUDA and this Python."""
     package = package_of(major)
-    return find_spec(package) is not None and find_spec(f"{package}._ext") is not None
+    found = find_spec(package) and find_spec(f"{package}._ext")
+    return bool(found and found.origin and fits(found.origin))
 
 
 def load() -> ModuleType:
