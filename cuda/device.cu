@@ -84,8 +84,9 @@ void describe(Info& info) {
     cudaGetLastError();
     int driver = 0;
     cudaDriverGetVersion(&driver);
-    info.reason = std::string(cudaGetErrorName(status)) + ": " + cudaGetErrorString(status) +
-                  (driver == 0 ? "; no NVIDIA driver was found" : "; the driver supports CUDA " + version_text(driver));
+    info.reason = driver == 0 ? "no NVIDIA driver was found"  // which CUDA calls one of an insufficient version
+                              : std::string(cudaGetErrorName(status)) + ": " + cudaGetErrorString(status) +
+                                    "; the driver supports CUDA " + version_text(driver);
     return;
   }
   bool any = false;

@@ -54,7 +54,7 @@ def test_info_for_people_says_what_and_why_not(gpu):
     info = json.loads(output("info", "--json", gpu=gpu))
     assert info["version"] in text
     assert info["backend"] in text
-    assert info.get("reason", "").rpartition("; ")[2] in text
+    assert info.get("reason", "") in text
     for device in info["devices"]:
         assert device["name"] in text
 
@@ -62,25 +62,16 @@ def test_info_for_people_says_what_and_why_not(gpu):
 @pytest.mark.parametrize("command", ["info", "demo", "selftest"])
 def test_a_missing_driver_is_told_in_plain_words(command):
     """CUDA's own words for it are about versions."""
-    if "no NVIDIA driver was found" not in nsa_kernel.get_kernel_info().get("reason", ""):
+    if nsa_kernel.get_kernel_info().get("reason") != "no NVIDIA driver was found":
         pytest.skip("a driver is here, or no code that needs one")
     text = output(command)
     assert re.search(r"(: |\s|, )no NVIDIA driver was found$", text, re.MULTILINE)
     assert "insufficient" not in text
 
 
-@pytest.mark.parametrize(
-    ("known", "told"),
-    [
-        ({"reason": "cudaErrorInsufficientDriver: version; no NVIDIA driver was found"}, "no NVIDIA driver was found"),
-        ({"reason": "cudaErrorNoDevice: none; the driver supports CUDA 12.4"}, None),
-        ({"reason": "this build has no CUDA code"}, None),
-        ({}, ""),
-    ],
-)
-def test_why_no_gpu_can_be_used(monkeypatch, known, told):
-    monkeypatch.setattr(devices, "get_kernel_info", lambda: known)
-    assert devices.reason() == (known["reason"] if told is None else told)
+def test_why_no_gpu_can_be_used_is_what_the_library_says(monkeypatch):
+    monkeypatch.setattr(devices, "get_kernel_info", lambda: {"devices": [], "reason": "none is here"})
+    assert devices.gpus() == ([], {"cuda": "none is here"})
 
 
 def test_demo_shows_the_ops(gpu):

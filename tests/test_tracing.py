@@ -254,3 +254,29 @@ def test_other_modes_of_torch_record_nothing(device, mode):
         held.check(added=0)
         assert nsa_kernel.DraftExtendPlan(*held.inputs, 12, *held.outputs).run() is None
     held.check(added=0)
+
+
+def child_lacks(names):
+    """A version of torch without some private names, in a mode, for which it is asked all that is asked."""
+    with Passed(), pytest.MonkeyPatch.context() as patch:
+        for name in names.split():
+            patch.delattr(name)
+        held = Buffers("cpu")
+        nsa_kernel.fill_draft_extend_metadata(*held.inputs, 12, *held.outputs)
+        held.check(added=0)
+        held.plan.run()
+        held.check(added=0)
+
+
+PRIVATE = [
+    "torch._C._is_tracing",
+    "torch._C._len_torch_function_stack",
+    "torch._C._get_dispatch_mode",
+    "torch._C._TorchDispatchModeKey",
+    "torch._ops._get_dispatch_mode_pre_dispatch",
+]
+
+
+@pytest.mark.parametrize("names", [*PRIVATE, " ".join(PRIVATE)])
+def test_private_names_that_torch_lacks_are_not_needed(names):
+    processes.run(child_lacks, names)

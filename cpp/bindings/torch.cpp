@@ -9,7 +9,7 @@ namespace nb = nanobind;
 namespace nsa_kernel::bindings {
 namespace {
 
-/// A function of torch without arguments, looked up once.
+/// A function of torch without arguments, looked up once; or None.
 class TorchFunction {
  public:
   explicit TorchFunction(nb::handle function) : function_(nb::borrow(function)) {
@@ -18,7 +18,14 @@ class TorchFunction {
     self_ = PyCFunction_GetSelf(function.ptr());
   }
 
-  nb::object operator()() const { return checked(plain_ != nullptr ? plain_(self_, nullptr) : call()); }
+  /// Whether it gives something that counts as true; false of None.
+  bool is_true() const {
+    if (function_.is_none()) return false;
+    const auto result = checked(plain_ != nullptr ? plain_(self_, nullptr) : PyObject_CallNoArgs(function_.ptr()));
+    const int truth = PyObject_IsTrue(result.ptr());
+    if (truth < 0) throw nb::python_error();
+    return truth != 0;
+  }
 
   /// Called past the call protocol, which takes longer than the function; null where that cannot be.
   PyCFunction plain() const { return plain_; }
@@ -29,8 +36,6 @@ class TorchFunction {
   }
 
  private:
-  PyObject* call() const { return PyObject_CallNoArgs(function_.ptr()); }
-
   nb::object function_;
   PyCFunction plain_ = nullptr;
   PyObject* self_ = nullptr;
@@ -67,11 +72,14 @@ class Once {
   std::atomic<const Made*> made_{nullptr};
 };
 
+/// A member, or None: what torch keeps private, another version may lack.
+nb::object member(nb::handle of, const char* name) { return nb::getattr(of, name, nb::none()); }
+
 nb::module_ torch_c() { return nb::module_::import_("torch._C"); }
 
 struct Recorders {
-  TorchFunction is_tracing{torch_c().attr("_is_tracing")};
-  TorchFunction count_modes{torch_c().attr("_len_torch_function_stack")};
+  TorchFunction is_tracing{member(torch_c(), "_is_tracing")};
+  TorchFunction count_modes{member(torch_c(), "_len_torch_function_stack")};
 };
 
 struct TensorMethods {
@@ -85,24 +93,25 @@ Once<TensorMethods> tensor_methods;
 
 /// Whether one of the modes that are active records the operators that are called.
 bool is_recorded() {
-  const nb::object proxy = torch_c().attr("_TorchDispatchModeKey").attr("PROXY");
-  return !torch_c().attr("_get_dispatch_mode")(proxy).is_none() ||
-         !nb::module_::import_("torch._ops").attr("_get_dispatch_mode_pre_dispatch")(proxy).is_none();
+  const nb::object proxy = member(member(torch_c(), "_TorchDispatchModeKey"), "PROXY");
+  const nb::object operators = member(nb::module_::import_("torch"), "_ops");
+  const auto is_active = [&](nb::handle mode_of) { return !mode_of.is_none() && !mode_of(proxy).is_none(); };
+  return !proxy.is_none() && (is_active(member(torch_c(), "_get_dispatch_mode")) ||
+                              is_active(member(operators, "_get_dispatch_mode_pre_dispatch")));
 }
 
 }  // namespace
 
 void refuse_tracing(const char* op) {
   const Recorders& ask = recorders.get();
-  const bool is_tracing = ask.is_tracing().ptr() == Py_True;
-  if (!is_tracing && (PyLong_AsLong(ask.count_modes().ptr()) == 0 || !is_recorded())) return;
+  if (!ask.is_tracing.is_true() && (!ask.count_modes.is_true() || !is_recorded())) return;
   throw std::runtime_error(std::string(op) +
                            ": torch is tracing, which does not record this call, must record torch.ops.nsa_kernel." +
                            op + " (import nsa_kernel.torch_ops)");
 }
 
 bool is_tensor_type(nb::handle type) {
-  const int is_tensor = PyObject_IsSubclass(type.ptr(), torch_c().attr("TensorBase").ptr());
+  const int is_tensor = PyObject_IsSubclass(type.ptr(), nb::module_::import_("torch").attr("Tensor").ptr());
   if (is_tensor < 0) throw nb::python_error();
   return is_tensor != 0;
 }

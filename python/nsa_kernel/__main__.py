@@ -9,7 +9,6 @@ from pathlib import Path
 
 from . import __version__, _ext, get_kernel_info
 from .tools import benchmark, demo, verify
-from .tools.devices import reason
 from .tools.output import table
 
 # Headers, library and CMake package lie beside the extension, which may be another distribution's.
@@ -31,7 +30,7 @@ def show_info() -> None:
     lines = [
         ("version", info["version"]),
         ("backend", info["backend"]),
-        *([] if info["available"] else [("no GPU", reason())]),
+        *([] if info["available"] else [("no GPU", info["reason"])]),
         ("CUDA", info["cuda_version"] or "none"),
         ("architectures", " ".join(info["architectures"]) or "none"),
     ]

@@ -26,10 +26,11 @@ from .. import (
     fill_draft_extend_metadata,
     fill_draft_extend_metadata_cuda,
     fill_replay_metadata,
+    get_kernel_info,
     is_cuda_kernel_available,
 )
 from .._ext import launch_empty_kernel
-from .devices import cpu_name, reason
+from .devices import cpu_name
 from .output import progress, say, table
 
 __all__ = [
@@ -184,7 +185,8 @@ class _Machine:
             self.torch = None
         can_use_cuda = self.torch is not None and self.torch.cuda.is_available() and is_cuda_kernel_available()
         if device == "cuda" and not can_use_cuda:
-            raise SystemExit(f"bench: no CUDA device can be used: {reason() or 'torch sees none'}")
+            why = get_kernel_info().get("reason", "torch sees none")
+            raise SystemExit(f"bench: no CUDA device can be used: {why}")
         self.cuda = can_use_cuda if device is None else device == "cuda"
 
     @property

@@ -14,7 +14,6 @@ from typing import Any
 from .. import get_kernel_info
 
 FRAMEWORKS = ("torch", "cupy")
-NO_DRIVER = "no NVIDIA driver was found"
 
 
 @dataclass(frozen=True)
@@ -55,17 +54,11 @@ def cpu_name() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def reason() -> str:
-    """Why no GPU can be used, without what CUDA calls a missing driver; empty where one can."""
-    told = str(get_kernel_info().get("reason", ""))
-    return NO_DRIVER if NO_DRIVER in told else told
-
-
 def gpus() -> tuple[list[Device], dict[str, str]]:
     """The GPUs that can be used; and by name, why another, or CUDA as a whole, cannot."""
     info = get_kernel_info()
     if not info["devices"]:
-        return [], {"cuda": reason()}
+        return [], {"cuda": str(info["reason"])}
     framework = _framework() if info["available"] else None
     usable: list[Device] = []
     unusable: dict[str, str] = {}
