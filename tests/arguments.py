@@ -8,7 +8,9 @@ import re
 
 import nsa_kernel
 import pytest
+import torch
 from memory import Output, lengths, table
+from replay_cases import shapes_of
 
 DRAFT_EXTEND, REPLAY = "fill_draft_extend_metadata", "fill_replay_metadata"
 DECODE, PREFILL = "fill_indexer_decode_metadata", "fill_indexer_prefill_metadata"
@@ -30,19 +32,8 @@ CALLS = {
 ONLY_NEVER_WAITING = {"out_num_tokens", "variant"}
 OUTPUT_SHAPES = {
     DRAFT_EXTEND: {"out_seqlens_expanded": (5,), "out_nsa_cache_seqlens": (5,), "out_num_tokens": (1,)},
-    REPLAY: {
-        "cache_seqlens": (2,),
-        "cu_seqlens_k": (3,),
-        "seqlens_expanded": (6,),
-        "nsa_cache_seqlens": (6,),
-        "nsa_cu_seqlens_k": (7,),
-        "page_table": (6, 8),
-        "real_page_table": (6, 4),
-        "ctx_lens_2d": (2, 3),
-        "num_tokens": (1,),
-        "schedule": (5, 2),
-        "topk_plan": (7, 2),
-    },
+    REPLAY: shapes_of("draft_extend", bs=2, rows=6, n=3, width=8, page_size=2)
+    | {"schedule": (5, 2), "topk_plan": (7, 2)},
     DECODE: {
         "decode_seq_lens": (5,),
         "global_seq_lens": (5,),
@@ -144,16 +135,21 @@ INPUTS = {
 }
 
 
+def with_outputs(inputs, shapes, device):
+    """These inputs with outputs of these shapes, and the outputs, poisoned."""
+    outputs = {name: Output(*shape, device=device) for name, shape in shapes.items()}
+    return inputs(device) | {name: output.array for name, output in outputs.items()}, outputs
+
+
 def valid_arguments(op, device, call=None):
     """Arguments that fit the op, or one way to call it, and the outputs among them, poisoned."""
-    outputs = {name: Output(*shape, device=device) for name, shape in OUTPUT_SHAPES[op].items()}
-    arguments = INPUTS[op](device) | {name: output.array for name, output in outputs.items()}
+    arguments, outputs = with_outputs(INPUTS[op], OUTPUT_SHAPES[op], device)
     if drop_in(call):
         del arguments["out_num_tokens"]
     return arguments, outputs
 
 
-def check_refusal(op, device, exceptions, pattern, **changes):
+def check_refusal(op, device, exceptions, pattern, valid=valid_arguments, **changes):
     """Every way to call the op refuses the changed arguments in words that match, and nothing was written before.
 
     A function among `changes` makes its argument for each call anew, from the device.
@@ -161,10 +157,24 @@ def check_refusal(op, device, exceptions, pattern, **changes):
     for call in CALLS[op]:
         if drop_in(call) and changes.keys() & ONLY_NEVER_WAITING:
             continue
-        arguments, outputs = valid_arguments(op, device, call)
+        arguments, outputs = valid(op, device, call)
         arguments.update({name: value(device) if callable(value) else value for name, value in changes.items()})
         with pytest.raises(exceptions, match=f"^{op}: {pattern}") as caught:
             call(**arguments)
         assert type(caught.value) in (exceptions if isinstance(exceptions, tuple) else (exceptions,))
         for name, output in outputs.items():
             output.check_untouched(name)
+
+
+# What `changes` may hold: arrays that are made anew.
+
+
+def ints(*values):
+    return lambda device: lengths(list(values), device=device)
+
+
+def words(*shape, dtype=torch.int32):
+    return lambda device: torch.zeros(shape, dtype=dtype, device=device)
+
+
+RAGGED = {"extend_seq_lens": ints(2, 3), "ctx_lens_2d": None}

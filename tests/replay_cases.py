@@ -18,9 +18,15 @@ def by_plan(mode, arguments):
     nsa_kernel.ReplayPlan(mode, **arguments).run()
 
 
-def shapes_of(mode, kv, tokens, n, width, page_size, names):
-    """The exact shape of every output that the mode has, of those asked for."""
-    bs, rows = len(kv), sum(max(value, 0) for value in tokens)
+def count_tokens(mode, bs, n, q=None):
+    """The tokens of a batch, of which a ragged one has `q`."""
+    if mode == "ragged":
+        return sum(max(value, 0) for value in q)
+    return bs * (1 if mode == "decode" else n)
+
+
+def shapes_of(mode, bs, rows, n, width, page_size, names=OUTPUTS):
+    """The exact shape of every output that the mode has, of those asked for; `rows` are tokens."""
     shapes = {
         "cache_seqlens": (bs,),
         "cu_seqlens_k": (bs + 1,),
@@ -64,12 +70,12 @@ def check(
     are `scheduling`; `slack` gives their rows (row_stride beyond the width, offset).
     """
     ragged, op_mode = mode == "ragged", "draft_extend" if mode == "ragged" else mode
-    tokens = {"decode": [1] * len(seq_lens), "ragged": q}.get(mode, [n] * len(seq_lens))
+    rows = count_tokens(mode, len(seq_lens), n, q)
     if pool is None:
         pool = [[1000 * row + 3 * c for c in range(width)] for row in range(len(seq_lens) + 1)]
     if indices is None:
         indices = [len(pool) - 1 - b for b in range(len(seq_lens))]
-    shapes = {**shapes_of(mode, seq_lens, tokens, n, width, page_size, names), **(shapes or {})}
+    shapes = {**shapes_of(mode, len(seq_lens), rows, n, width, page_size, names), **(shapes or {})}
 
     outputs = {}
     for name, shape in shapes.items():
@@ -260,9 +266,9 @@ def draw_case(draw):
     indices = [draw.randrange(-1 if draw.random() < 0.2 else 0, len(pool) + 1) for _ in range(bs)]
     names = draw.choice([OUTPUTS, draw.sample(OUTPUTS, draw.randrange(len(OUTPUTS) + 1))])
 
-    tokens = {"decode": [1] * bs, "ragged": q}.get(mode, [n] * bs)
-    shapes = shapes_of(mode, seq_lens, tokens, n, width, page_size, names)
-    rows = min(sum(max(value, 0) for value in tokens), 250)
+    rows = count_tokens(mode, bs, n, q)
+    shapes = shapes_of(mode, bs, rows, n, width, page_size, names)
+    rows = min(rows, 250)
     for name in shapes:
         if name in PER_TOKEN:
             least = 0 if mode == "ragged" else rows + (name == "nsa_cu_seqlens_k")

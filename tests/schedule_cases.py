@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import replay_cases
 from reference import CLUSTER_LIMITS, INT32_MAX, PER_TOKEN, SPLITS
-from replay_cases import by_function, shapes_of
+from replay_cases import by_function, count_tokens, shapes_of
 
 TOPK_FORMATS = list(CLUSTER_LIMITS)
 # Every format with the rows that it takes in each mode.
@@ -41,12 +41,12 @@ def check(
     `plan_rows` are the rows of the plan, by default as few as there may be; without a format there is none.
     """
     shapes = dict(shapes or {})
-    tokens = {"decode": [1] * len(seq_lens), "ragged": q}.get(mode, [n] * len(seq_lens))
-    others = shapes_of(mode, seq_lens, tokens, n, case.get("width", 0), case.get("page_size", 1), names) | shapes
+    bs, width, page_size = len(seq_lens), case.get("width", 0), case.get("page_size", 1)
+    others = shapes_of(mode, bs, count_tokens(mode, bs, n, q), n, width, page_size, names) | shapes
     if "schedule_format" in case:
         shapes["schedule"] = (slots + 1, 2)
     if "topk_plan_format" in case:
-        least = rows_by_token(mode, len(seq_lens), n, others) + 1
+        least = rows_by_token(mode, bs, n, others) + 1
         shapes["topk_plan"] = (least if plan_rows is None else plan_rows, 2)
     replay_cases.check(mode, seq_lens, device=device, q=q, n=n, names=names, shapes=shapes, way=way, **case)
 

@@ -20,14 +20,17 @@ from arguments import (
     OUTPUT,
     OUTPUT_SHAPES,
     OUTPUT_TABLE,
+    RAGGED,
     REPLAY,
     ROLES,
     TABLE,
     documented,
     drop_in,
+    ints,
     is_output,
     shape_that_fits,
     valid_arguments,
+    words,
 )
 from exporters import Exporter, Layout
 from memory import POISON, lengths
@@ -341,15 +344,6 @@ def test_a_number_that_is_no_int(device, op, name, kind):
     check_refusal(op, device, exception, f"{name} {message}", **{name: value})
 
 
-def ints(*values):
-    return lambda device: lengths(list(values), device=device)
-
-
-def words(*shape):
-    return lambda device: torch.zeros(shape, dtype=torch.int32, device=device)
-
-
-RAGGED = {"extend_seq_lens": ints(2, 3), "ctx_lens_2d": None}
 VERIFY, DECODE = {"mode": "target_verify"}, {"mode": "decode", "ctx_lens_2d": None}
 VALUES = [
     (DRAFT_EXTEND, "nsa_index_topk is -1, must be at least 0", {"nsa_index_topk": -1}),

@@ -11,6 +11,7 @@ import torch
 from draft_extend_cases import VARIANTS
 from memory import POISON, lengths
 from reference import draft_extend, replay
+from replay_cases import shapes_of
 
 pytestmark = pytest.mark.cuda
 
@@ -102,16 +103,7 @@ def test_replay_metadata_follows_too_also_when_the_batch_shrinks(device, ragged)
     bs, n, width = 40, 3, 500
     s, q, indices = (lengths([0] * bs, device=device) for _ in range(3))
     pool = torch.arange(50 * width, dtype=torch.int32, device=device).reshape(50, width)
-    shapes = {
-        "cache_seqlens": (bs,),
-        "cu_seqlens_k": (bs + 1,),
-        "seqlens_expanded": (bs * n,),
-        "nsa_cache_seqlens": (bs * n,),
-        "nsa_cu_seqlens_k": (bs * n + 1,),
-        "page_table": (bs * n, width),
-        "real_page_table": (bs * n, 8),
-        "num_tokens": (1,),
-    }
+    shapes = shapes_of("ragged" if ragged else "draft_extend", bs, bs * n, n, width, 64)
     out = {name: torch.full(shape, POISON, dtype=torch.int32, device=device) for name, shape in shapes.items()}
     arguments = {
         "seq_lens": s,

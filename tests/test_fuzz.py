@@ -46,6 +46,7 @@ from exporters import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import CLUSTER_LIMITS, INT32_MAX, SPLITS, draft_extend, replay
+from replay_cases import MODES, shapes_of
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 settings.register_profile("bounded", max_examples=200, derandomize=True, database=None, deadline=None)
@@ -620,25 +621,14 @@ def test_random_layouts_of_draft_extend(data):
 def test_random_layouts_of_replay(data):
     draw = data.draw
     bs, n, page_size = draw(st.integers(0, 4)), draw(st.integers(0, 3)), draw(st.integers(1, 4))
-    mode = draw(st.sampled_from(["decode", "target_verify", "draft_extend", "ragged"]))
+    mode = draw(st.sampled_from(MODES))
     call = draw(st.sampled_from([nsa_kernel.fill_replay_metadata, nsa_kernel.ReplayPlan]))
     length, width = st.integers(-2, 9), draw(st.integers(0, 9))
     drawn = {"seq_lens": Drawn(draw, "length", (bs,), length)}
     if mode == "ragged":
         drawn["extend_seq_lens"] = Drawn(draw, "length", (bs,), st.integers(-1, 3))
     rows, more = bs * {"decode": 1, "ragged": 2}.get(mode, n), st.integers(0, 2)
-    shapes = {
-        "cache_seqlens": (bs,),
-        "cu_seqlens_k": (bs + 1,),
-        "seqlens_expanded": (rows,),
-        "nsa_cache_seqlens": (rows,),
-        "nsa_cu_seqlens_k": (rows + 1,),
-        "page_table": (rows, width),
-        "real_page_table": (rows, width // page_size),
-        "num_tokens": (1,),
-    }
-    if mode in ("target_verify", "draft_extend"):
-        shapes["ctx_lens_2d"] = (bs, n)
+    shapes = shapes_of(mode, bs, rows, n, width, page_size)
     for name, shape in shapes.items():
         if draw(st.booleans()):
             role = "output table" if len(shape) == 2 else "output"

@@ -6,7 +6,17 @@ import re
 import nsa_kernel
 import pytest
 import torch
-from arguments import CALLS, DECODE, INPUTS, OUTPUT_SHAPES, PREFILL, TOKEN_REQUESTS
+from arguments import (
+    CALLS,
+    DECODE,
+    PREFILL,
+    TOKEN_REQUESTS,
+    check_refusal,
+    ints,
+    valid_arguments,
+    with_outputs,
+    words,
+)
 from indexer_cases import (
     DECODE_OUTPUTS,
     NAMED_DECODE_CASES,
@@ -401,46 +411,27 @@ def test_random_cases_of_token_requests_equal_the_oracle(device, random_cases):
 NATIVE_SHAPES = {"decode_seq_lens": (9,), "decode_lens": (3,), "per_req_lens": (3,), "schedule": (5, 2)}
 
 
-def of_native(device):
+def native_inputs(device):
     arrays = {"seq_lens": lengths([9, 4, 7], device=device), "max_query_len": 3}
     return arrays | {"layout": "native", "schedule_format": "deepgemm_sm90", "schedule_rows": "request"}
 
 
+def valid_native_arguments(op, device, call=None):
+    return with_outputs(native_inputs, NATIVE_SHAPES, device)
+
+
 OPS = {
-    "rows": (DECODE, INPUTS[DECODE], OUTPUT_SHAPES[DECODE]),
-    "native": (DECODE, of_native, NATIVE_SHAPES),
-    "prefill": (PREFILL, INPUTS[PREFILL], OUTPUT_SHAPES[PREFILL]),
-    "tokens": (TOKEN_REQUESTS, INPUTS[TOKEN_REQUESTS], OUTPUT_SHAPES[TOKEN_REQUESTS]),
+    "rows": (DECODE, valid_arguments),
+    "native": (DECODE, valid_native_arguments),
+    "prefill": (PREFILL, valid_arguments),
+    "tokens": (TOKEN_REQUESTS, valid_arguments),
 }
 
 
-@pytest.mark.parametrize("kind", OPS)
-def test_the_arguments_fit_before_they_are_changed(device, kind):
-    op, make, shapes = OPS[kind]
-    for call in CALLS[op]:
-        call(**make(device), **{name: Output(*shape, device=device).array for name, shape in shapes.items()})
-
-
-def check_refusal(kind, device, exception, message, **changes):
-    """Every way to call the op refuses the changed arguments in these words; nothing was written before."""
-    op, make, shapes = OPS[kind]
-    for call in CALLS[op]:
-        outputs = {name: Output(*shape, device=device) for name, shape in shapes.items()}
-        arguments = make(device) | {name: output.array for name, output in outputs.items()}
-        arguments |= {name: value(device) if callable(value) else value for name, value in changes.items()}
-        with pytest.raises(exception, match="^" + re.escape(f"{op}: {message}") + "$") as caught:
-            call(**arguments)
-        assert type(caught.value) is exception
-        for name, output in outputs.items():
-            output.check_untouched(name)
-
-
-def ints(*values):
-    return lambda device: lengths(list(values), device=device)
-
-
-def words(*shape, dtype=torch.int32):
-    return lambda device: torch.zeros(shape, dtype=dtype, device=device)
+def test_the_arguments_of_native_fit_before_they_are_changed(device):
+    for call in CALLS[DECODE]:
+        arguments, _ = valid_native_arguments(DECODE, device)
+        call(**arguments)
 
 
 DIVISOR = f"must be from 1 to {INT32_MAX}"
@@ -583,4 +574,5 @@ ALL_REFUSALS = [(kind, *refusal) for kind, refusals in REFUSALS.items() for refu
     ids=[f"{kind}: {message}" for kind, _, message, _ in ALL_REFUSALS],
 )
 def test_arguments_that_are_refused(device, kind, exception, message, changes):
-    check_refusal(kind, device, exception, message, **changes)
+    op, valid = OPS[kind]
+    check_refusal(op, device, exception, re.escape(message) + "$", valid, **changes)

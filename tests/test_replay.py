@@ -8,7 +8,7 @@ import pytest
 import torch
 from memory import INT64_EDGES, POISON, Output, lengths, table
 from reference import INT32_MAX, PER_TOKEN
-from replay_cases import MODES, NAMED_CASES, OUTPUTS, TABLES, by_function, by_plan, check
+from replay_cases import MODES, NAMED_CASES, OUTPUTS, TABLES, by_function, by_plan, check, shapes_of
 
 SIZES = [0, 1, 16, 17, 127, 128, 1023, 1024, 1025, 4097, 100_000]
 
@@ -18,19 +18,8 @@ def test_an_example_of_every_output(device):
     seq_lens = torch.tensor([5, 3], device=device)
     req_to_token = torch.tensor([[20, 21, 24, 25, 30, 0], [10, 11, 16, 0, 0, 0]], dtype=torch.int32, device=device)
     req_pool_indices = torch.tensor([0, 1], device=device)
-    shapes = {
-        "cache_seqlens": 2,
-        "cu_seqlens_k": 3,
-        "seqlens_expanded": 4,
-        "nsa_cache_seqlens": 4,
-        "nsa_cu_seqlens_k": 5,
-        "page_table": (4, 6),
-        "real_page_table": (4, 3),
-        "ctx_lens_2d": (2, 2),
-        "num_tokens": 1,
-    }
-    out = {name: torch.full((shape,) if isinstance(shape, int) else shape, -1, dtype=torch.int32, device=device)
-           for name, shape in shapes.items()}  # fmt: skip
+    shapes = shapes_of("draft_extend", bs=2, rows=4, n=2, width=6, page_size=2)
+    out = {name: torch.full(shape, -1, dtype=torch.int32, device=device) for name, shape in shapes.items()}
     assert (
         nsa_kernel.fill_replay_metadata(
             "draft_extend",

@@ -6,7 +6,7 @@ import re
 import nsa_kernel
 import pytest
 import torch
-from arguments import REPLAY, check_refusal
+from arguments import RAGGED, REPLAY, check_refusal
 from memory import INT64_EDGES, POISON, Output, lengths
 from reference import CLUSTER_LIMITS, INT32_MAX, SPLITS, replay
 from replay_cases import MODES, OUTPUTS, PER_TOKEN, by_function, by_plan
@@ -198,11 +198,6 @@ def pairs(*shape, offset=0, row_stride=None):
     return lambda device: Output(*shape, device=device, offset=offset, row_stride=row_stride).array
 
 
-def ints(*values):
-    return lambda device: lengths(list(values), device=device)
-
-
-RAGGED = {"extend_seq_lens": ints(2, 3), "ctx_lens_2d": None}
 FORMAT_WORDS = "must be one of " + ", ".join(f"'{fmt}'" for fmt in SPLITS)
 TOPK_FORMAT_WORDS = "must be one of " + ", ".join(f"'{fmt}'" for fmt in CLUSTER_LIMITS)
 ATOMS_WORDS = "must be absent but in deepgemm_sm90 with rows by request"

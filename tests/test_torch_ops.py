@@ -7,7 +7,7 @@ import nsa_kernel
 import pytest
 import torch
 from arguments import CALLS, ROLES, is_output, valid_arguments
-from replay_cases import MODES
+from replay_cases import MODES, shapes_of
 from torch import library
 from torch._dynamo.utils import counters
 
@@ -43,19 +43,13 @@ def replay_arguments(mode, bs, device, n=3, width=64, page_size=16):
         "req_pool_indices": torch.arange(bs, device=device).flip(0),
         "req_to_token": torch.arange(bs * width, dtype=torch.int32, device=device).reshape(bs, width),
         "page_size": page_size,
-        "cache_seqlens": empty(bs, device=device),
-        "cu_seqlens_k": empty(bs + 1, device=device),
-        "seqlens_expanded": empty(rows, device=device),
-        "nsa_cache_seqlens": empty(rows, device=device),
-        "nsa_cu_seqlens_k": empty(rows + 1, device=device),
-        "page_table": empty(rows, width, device=device),
-        "real_page_table": empty(rows, width // page_size, device=device),
-        "num_tokens": empty(1, device=device),
     }
+    shapes = shapes_of(mode, bs, rows, n, width, page_size)
+    arguments |= {name: empty(*shape, device=device) for name, shape in shapes.items()}
     if ragged:
         arguments["extend_seq_lens"] = q
     elif mode != "decode":
-        arguments |= {"num_draft_tokens": n, "ctx_lens_2d": empty(bs, n, device=device)}
+        arguments["num_draft_tokens"] = n
     return ("draft_extend" if ragged else mode), arguments
 
 
