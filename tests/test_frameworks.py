@@ -47,6 +47,16 @@ def check(q, k, expanded, clipped, num_tokens, count_type=None):
         assert written() == [EXPANDED, CLIPPED]
 
 
+SLOTS = np.arange(0, 40, 2, dtype=np.int32).reshape(2, 10)
+PAGES = [[10, 0, 0, 0, 0], [0, 2, 0, 0, 0]]
+
+
+def replay_of(seq_lens, req_pool_indices, req_to_token, pages):
+    """The arguments of a replay in which requests of 2 and 3 KV entries take rows 1 and 0 of SLOTS, and give PAGES."""
+    arguments = {"mode": "decode", "page_size": 2, "seq_lens": seq_lens, "req_pool_indices": req_pool_indices}
+    return arguments | {"req_to_token": req_to_token, "real_page_table": pages}
+
+
 @pytest.fixture
 def cupy():
     cupy = pytest.importorskip("cupy")
@@ -89,20 +99,10 @@ def test_numpy_views_are_written_in_place():
 
 
 def test_numpy_replay_with_a_plan():
-    seq_lens, table = np.array([2, 3], np.int32), np.arange(0, 40, 2, dtype=np.int32).reshape(2, 10)
-    pages, kv = np.zeros((2, 5), np.int32), np.zeros(2, np.int32)
-    plan = nsa_kernel.ReplayPlan(
-        "decode",
-        seq_lens=seq_lens,
-        nsa_index_topk=TOPK,
-        req_pool_indices=np.array([1, 0]),
-        req_to_token=table,
-        page_size=2,
-        cache_seqlens=kv,
-        real_page_table=pages,
-    )
+    seq_lens, pages, kv = np.array([2, 3], np.int32), np.zeros((2, 5), np.int32), np.zeros(2, np.int32)
+    plan = nsa_kernel.ReplayPlan(**replay_of(seq_lens, np.array([1, 0]), SLOTS, pages), cache_seqlens=kv)
     plan.run()
-    assert pages.tolist() == [[10, 0, 0, 0, 0], [0, 2, 0, 0, 0]]
+    assert pages.tolist() == PAGES
     seq_lens += 4
     plan.run()
     assert kv.tolist() == [6, 7]
@@ -126,19 +126,9 @@ def test_jax_inputs_with_cupy_outputs(jax, cupy):
 
 
 def test_jax_replay(jax, device):
-    table = np.arange(0, 40, 2).reshape(2, 10)
-    seq_lens, req_pool_indices, req_to_token = on_jax(jax, device, [2, 3], [1, 0], table)
     pages = torch.zeros(2, 5, dtype=torch.int32, device=device)
-    nsa_kernel.fill_replay_metadata(
-        "decode",
-        seq_lens=seq_lens,
-        nsa_index_topk=TOPK,
-        req_pool_indices=req_pool_indices,
-        req_to_token=req_to_token,
-        page_size=2,
-        real_page_table=pages,
-    )
-    assert pages.tolist() == [[10, 0, 0, 0, 0], [0, 2, 0, 0, 0]]
+    nsa_kernel.fill_replay_metadata(**replay_of(*on_jax(jax, device, [2, 3], [1, 0], SLOTS), pages))
+    assert pages.tolist() == PAGES
 
 
 def test_jax_inputs_are_read_when_they_are_ready(jax, device):
@@ -201,18 +191,9 @@ def test_cupy_runs_in_order_on_its_current_stream(cupy):
 
 
 def test_cupy_replay(cupy):
-    seq_lens, table = cupy.array([2, 3]), cupy.arange(0, 40, 2, dtype=cupy.int32).reshape(2, 10)
     pages = cupy.zeros((2, 5), cupy.int32)
-    nsa_kernel.fill_replay_metadata(
-        "decode",
-        seq_lens=seq_lens,
-        nsa_index_topk=TOPK,
-        req_pool_indices=cupy.array([1, 0]),
-        req_to_token=table,
-        page_size=2,
-        real_page_table=pages,
-    )
-    assert pages.tolist() == [[10, 0, 0, 0, 0], [0, 2, 0, 0, 0]]
+    nsa_kernel.fill_replay_metadata(**replay_of(cupy.array([2, 3]), cupy.array([1, 0]), cupy.array(SLOTS), pages))
+    assert pages.tolist() == PAGES
 
 
 # torch: a subclass is read through the exchange table that it inherits, never through `__dlpack__`, which is Python.
