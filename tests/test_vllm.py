@@ -421,14 +421,15 @@ class Launches:
         for name in ("fill_indexer_decode_metadata", "fill_indexer_prefill_metadata", "fill_token_requests"):
             setattr(nsa_kernel, name, self.counted(getattr(nsa_kernel, name)))
         nsa_kernel.IndexerDecodePlan = self.bound
-        indexer = importlib.import_module(INDEXER)
-        schedule = indexer.get_paged_mqa_logits_metadata
+        deep_gemm = importlib.import_module("vllm.utils.deep_gemm")
+        deep_gemm._lazy_init()
+        schedule = deep_gemm._get_paged_mqa_logits_metadata_impl
 
         def scheduled(*args, **kwargs):
             self.schedules += 1
             return schedule(*args, **kwargs)
 
-        indexer.get_paged_mqa_logits_metadata = scheduled
+        deep_gemm._get_paged_mqa_logits_metadata_impl = scheduled
 
     def counted(self, function):
         def call(*args, **kwargs):

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 import nsa_kernel
-from nsa_kernel.vllm.batch import head, queries
+from nsa_kernel.vllm.batch import are_padded, head, queries
 from nsa_kernel.vllm.own import replaces
 from nsa_kernel.vllm.versions import BUILDER, DEEP_GEMM, INDEXER
 
@@ -34,12 +34,11 @@ def build(self: Any, common_prefix_len: int, common_attn_metadata: Any, fast_bui
 
 
 class _Step(NamedTuple):
-    """A kind of step: its launch, and the fields of its metadata before and after the schedule."""
+    """A kind of step."""
 
     run: Callable[[], None]
-    scheduled: bool
-    before: tuple[Any, ...]
-    after: tuple[Any, ...]
+    fill_schedule: Callable[[], Any] | None  # where the launch does not
+    decode: tuple[Any, ...]  # the fields of its metadata
 
 
 class Known:
@@ -64,6 +63,8 @@ class Known:
 
         self.schedules: bool = indexer.current_platform.is_cuda() and indexer.has_deep_gemm()
         self.schedule_format = self.find_schedule_format(builder) if self.schedules else None
+        if self.schedules and deep_gemm._get_paged_mqa_logits_metadata_impl is None:
+            self.fits = False  # vLLM's own build says what is missing
 
     def find_schedule_format(self, builder: Any) -> str | None:
         """The format of the schedule that vLLM's DeepGEMM reads; None where it is not known."""
@@ -84,15 +85,6 @@ class Known:
             return arguments | {"schedule_rows": "request", "schedule_atoms": 1}
         return arguments | {"schedule_rows": "token" if self.schedule_format == "deepgemm_sm90" else "request"}
 
-    def fill_schedule(self, builder: Any, schedule: torch.Tensor, seq_lens: torch.Tensor, indices: Any) -> torch.Tensor:
-        """Fills the schedule by vLLM's own call; returns the part of it that is used."""
-        made = indexer.get_paged_mqa_logits_metadata(
-            seq_lens, builder.kv_cache_spec.num_states, builder.num_sms, indices=indices
-        )
-        used = head(schedule, made.shape[0])
-        used.copy_(made)
-        return used
-
     def build(self, builder: Any, common: Any) -> Any:
         """The metadata of a batch of decodes alone."""
         num_reqs, num_tokens = common.num_reqs, common.num_actual_tokens
@@ -100,24 +92,23 @@ class Known:
             return NotImplemented
         if self.divides and num_tokens != num_reqs:
             return NotImplemented
-        found = queries(common)
-        longest, shortest, _ = found
-        if not 0 < longest <= self.threshold or (self.padded_alone and not found.padded()):
+        longest, shortest, lens = queries(common)
+        if not 0 < longest <= self.threshold or (self.padded_alone and not are_padded(longest, lens)):
             return NotImplemented
-        seq_lens, table, dcp = common.seq_lens, common.block_table_tensor, common.dcp_local_seq_lens is not None
-        addresses = common.query_start_loc.data_ptr(), seq_lens.data_ptr(), table.data_ptr()
-        key = (num_reqs, num_tokens, longest, shortest, dcp, addresses, table.shape[1], table.stride())
+        starts, seq_lens, table = common.query_start_loc, common.seq_lens, common.block_table_tensor
+        dcp = common.dcp_local_seq_lens is not None
+        addresses = starts.data_ptr(), seq_lens.data_ptr(), table.data_ptr()
+        key = (num_reqs, num_tokens, longest, shortest, dcp, addresses, table.shape, table.stride())
         step = self.steps.get(key)
         if step is None:
             if len(self.steps) == MAX_STEPS:
                 self.steps.clear()
             step = self.steps[key] = self.bind(builder, common, longest, shortest)
-        run, scheduled, before, after = step
+        run, fill_schedule, fields = step
         run()
-        schedule = builder.scheduler_metadata_buffer
-        if self.schedules and not scheduled:
-            schedule = self.fill_schedule(builder, schedule, before[1], after[-1])
-        decode = indexer.DeepSeekV32IndexerDecodeMetadata(*before, schedule, *after)
+        if fill_schedule is not None:
+            fill_schedule()
+        decode = indexer.DeepSeekV32IndexerDecodeMetadata(*fields)
         slots = self.compressed_slots(builder, common) if self.compressed else common.slot_mapping
         return indexer.DeepseekV32IndexerMetadata(
             seq_lens, common.max_seq_len, slots, num_reqs, num_tokens, 0, 0, decode, None, None, table
@@ -185,13 +176,28 @@ class Known:
             if dcp and longest > 1:
                 arguments["global_seq_lens"] = builder.global_decode_seq_lens_buffer
                 global_seq_lens = builder.global_decode_seq_lens_buffer[:num_tokens]
-        plan = nsa_kernel.IndexerDecodePlan(layout, **arguments)
+        schedule, fill_schedule = builder.scheduler_metadata_buffer, None
+        if self.schedules and not scheduled:
+            schedule, fill_schedule = self.own_schedule(builder, lengths, indices)
+        uneven = layout == "native" and not equal
         return _Step(
-            plan.run,
-            bool(scheduled),
-            before=(table, lengths, decode_lens, layout == "native" and not equal),
-            after=(global_seq_lens, per_req_lens, equal, longest, indices),
+            nsa_kernel.IndexerDecodePlan(layout, **arguments).run,
+            fill_schedule,
+            (table, lengths, decode_lens, uneven, schedule, global_seq_lens, per_req_lens, equal, longest, indices),
         )
+
+    @staticmethod
+    def own_schedule(builder: Any, lengths: torch.Tensor, indices: Any) -> tuple[torch.Tensor, Callable[[], Any]]:
+        """The part of the schedule's buffer that vLLM's own call fills, and what that comes down to."""
+        slots = deep_gemm._paged_mqa_logits_schedule_slots(builder.num_sms, lengths.shape[1])
+        arguments = lengths, builder.kv_cache_spec.num_states, slots
+        options = {} if indices is None else {"indices": indices}
+        schedule = builder.scheduler_metadata_buffer[: slots + 1]
+
+        def fill() -> None:
+            schedule.copy_(deep_gemm._get_paged_mqa_logits_metadata_impl(*arguments, **options))
+
+        return schedule, fill
 
 
 def known_of(builder: Any) -> Known:

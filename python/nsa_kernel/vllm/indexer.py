@@ -1,6 +1,5 @@
 """The parts of a build of vLLM's sparse indexer that vLLM also calls for mixed batches, prefills and drafts."""
 
-import functools
 from typing import Any, Literal
 
 import torch
@@ -110,7 +109,10 @@ def update_draft_decode_metadata(self: Any, metadata: Any) -> Any:
             out=metadata.slot_mapping,
         )
     if known.schedules and not scheduled:
-        known.fill_schedule(self, decode.schedule_metadata, decode.seq_lens, decode.indices)
+        made = indexer.get_paged_mqa_logits_metadata(
+            decode.seq_lens, self.kv_cache_spec.num_states, self.num_sms, indices=decode.indices
+        )
+        decode.schedule_metadata.copy_(made)
     return None
 
 
@@ -138,25 +140,32 @@ def build_prefill_chunk_metadata(
     """
     if pcp_plan is not None:
         return NotImplemented
-    lengths = compressed_seq_lens_cpu[start_idx:end_idx]
-    total = int(lengths.numpy().sum())
+    lengths = compressed_seq_lens_cpu.numpy()[start_idx:end_idx].tolist()
+    total = sum(lengths)
     if total == 0:
         return None
     starts = query_start_loc_cpu.numpy()
-    first_token = int(starts[start_idx])
-    first_row, end_row = 0, int(starts[end_idx]) - first_token
+    first_token = starts.item(start_idx)
+    first_row, end_row = 0, starts.item(end_idx) - first_token
     if query_slice is not None:
-        first_row, end_row = min(query_slice.start, end_row), min(query_slice.stop, end_row)
+        first_row, end_row, _ = query_slice.indices(end_row)
 
-    num_reqs = end_idx - start_idx
-    empty = functools.partial(torch.empty, dtype=torch.int32, device=block_table.device)
-    token_to_seq, cu_seq_lens = empty(total), empty(num_reqs + 1)
-    cu_seqlen_ks, cu_seqlen_ke = empty(end_row - first_row), empty(end_row - first_row)
-    local_cu_seq_lens, local_total, max_local_total = cu_seq_lens, total, total
+    num_reqs, rows = end_idx - start_idx, end_row - first_row
+    # One allocation, where each starts at a multiple of 16 bytes: for others, vLLM's Triton kernels are compiled again.
+    row_gap, state_gap = -rows % 4, -total % 4
+    sizes: tuple[int, ...] = (rows, row_gap, rows, row_gap, total, state_gap, num_reqs + 1)
+    if row_gap == state_gap == 0:
+        sizes = sizes[::2]
+    parts = block_table.new_empty(sum(sizes), dtype=torch.int32).unsafe_split_with_sizes(sizes)
+    cu_seqlen_ks, cu_seqlen_ke, token_to_seq, cu_seq_lens = parts if len(parts) == 4 else parts[::2]
+    local_cu_seq_lens, local_total, max_local_total = None, total, total
     if dcp_world_size > 1:
-        local_cu_seq_lens = empty(num_reqs + 1)
-        by_rank = indexer.get_dcp_local_seq_lens(lengths, dcp_world_size, None, cp_kv_cache_interleave_size).sum(0)
-        local_total, max_local_total = int(by_rank[dcp_rank]), int(by_rank.max())
+        local_cu_seq_lens = torch.empty_like(cu_seq_lens)
+        by_rank = indexer.get_dcp_local_seq_lens(
+            compressed_seq_lens_cpu[start_idx:end_idx], dcp_world_size, None, cp_kv_cache_interleave_size
+        )
+        totals = by_rank.sum(0).tolist()
+        local_total, max_local_total = totals[dcp_rank], max(totals)
     nsa_kernel.fill_indexer_prefill_metadata(
         query_start_loc=query_start_loc,
         seq_lens=uncompressed_seq_lens,
@@ -169,24 +178,24 @@ def build_prefill_chunk_metadata(
         dcp_rank=dcp_rank,
         dcp_interleave=cp_kv_cache_interleave_size,
         cu_seq_lens=cu_seq_lens,
-        local_cu_seq_lens=None if local_cu_seq_lens is cu_seq_lens else local_cu_seq_lens,
+        local_cu_seq_lens=local_cu_seq_lens,
         token_to_seq=token_to_seq,
         cu_seqlen_ks=cu_seqlen_ks,
         cu_seqlen_ke=cu_seqlen_ke,
     )
     return indexer.DeepseekV32IndexerPrefillChunkMetadata(
-        block_table=block_table[start_idx:end_idx],
-        cu_seqlen_ks=cu_seqlen_ks,
-        cu_seqlen_ke=cu_seqlen_ke,
-        cu_seq_lens=cu_seq_lens,
-        token_to_seq=token_to_seq,
-        total_seq_lens=total,
-        max_seqlen_k=int(lengths.numpy().max()),
-        token_start=first_token + first_row,
-        token_end=first_token + end_row,
-        num_reqs=num_reqs,
-        skip_kv_gather=skip_kv_gather or (query_slice is not None and first_row > 0),
-        local_cu_seq_lens=local_cu_seq_lens,
-        local_total_seq_lens=local_total,
-        max_local_total_seq_lens=max_local_total,
+        block_table[start_idx:end_idx],
+        cu_seqlen_ks,
+        cu_seqlen_ke,
+        cu_seq_lens,
+        token_to_seq,
+        total,
+        max(lengths),
+        first_token + first_row,
+        first_token + end_row,
+        num_reqs,
+        skip_kv_gather or (query_slice is not None and first_row > 0),
+        cu_seq_lens if local_cu_seq_lens is None else local_cu_seq_lens,
+        local_total,
+        max_local_total,
     )

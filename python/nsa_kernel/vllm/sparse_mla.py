@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 import nsa_kernel
-from nsa_kernel.vllm.batch import head, queries
+from nsa_kernel.vllm.batch import are_padded, head, queries
 from nsa_kernel.vllm.own import replaces
 from nsa_kernel.vllm.versions import BACKEND, SPARSE_MLA
 
@@ -16,8 +16,10 @@ def build(self: Any, common_prefix_len: int, common_attn_metadata: Any, fast_bui
     common, bound = common_attn_metadata, common_attn_metadata.max_query_len
     if not 0 < bound <= (self.reorder_batch_threshold or 1) or self.use_pcp:
         return NotImplemented
-    if self.require_uniform_decodes and not queries(common).padded():
-        return NotImplemented
+    if self.require_uniform_decodes:
+        longest, _, lens = queries(common)
+        if not are_padded(longest, lens):
+            return NotImplemented
     num_reqs, num_tokens = common.num_reqs, common.num_actual_tokens
     return self.metadata_cls(
         num_reqs=num_reqs,
