@@ -245,13 +245,18 @@ def named_decode_cases():
             yield f"{name}, {source}", case
             for fmt in SPLITS:
                 yield f"{name}, {source}, {fmt}", of(fmt, slots=7, **case)
-            yield f"{name}, {source}, by request", of("deepgemm_sm100_384", "request", slots=7, **case)
+            for fmt in SPLITS if source == "max_query_len" else ["deepgemm_sm100_384"]:
+                yield f"{name}, {source}, by request, {fmt}", of(fmt, "request", slots=7, **case)
     batch = {"layout": "rows", "seq_lens": [5, 700, 0, 64, 3000], "query_lens": [2, 1, 3, 0, 4], "width": 60}
     native = {"layout": "native", "seq_lens": [5, 700, 0, 64, 3000], "names": NATIVE_OUTPUTS}
     for name, numbers in NUMBERS.items():
         for fmt in SPLITS:
             yield f"{name}, {fmt}", of(fmt, slots=7, **batch, **numbers, num_tokens=12)
             yield f"native: {name}, {fmt}", of(fmt, "request", slots=7, max_query_len=2, **native, **numbers)
+    several = {"layout": "rows", "seq_lens": [700, 0, 3000], "max_query_len": 5, "width": 50}
+    for rows in (15, 19, 12):
+        case = of("deepgemm_sm90", "request", 2, 40, num_tokens=rows, **several)
+        yield f"rows by request end after the last request, of {rows} rows", case
     for m in (0, 1, 2, 3, 5):
         yield f"native: {m} tokens", native | {"max_query_len": m}
         yield f"native: {m} tokens, atoms", of("deepgemm_sm90", "request", 2, max_query_len=m, **native)
@@ -320,7 +325,7 @@ def draw_decode_case(draw):
         fmt, by = draw.choice([*SPLITS]), draw.choice(["token", "request"])
         if layout == "native":
             by = "request"
-        elif fmt != "deepgemm_sm100_384":
+        elif fmt != "deepgemm_sm100_384" and source != "max_query_len":
             by = "token"
         atoms = draw.choice([None, 1, 3]) if (fmt, by) == ("deepgemm_sm90", "request") else None
         case = of(fmt, by, atoms, draw.choice([1, 2, 7, 132, 148]), **case)

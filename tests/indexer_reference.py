@@ -101,11 +101,15 @@ def indexer_decode(
     for after in range(rows, capacity):
         put("decode_seq_lens", after, 0)
     if "schedule" in shapes:
+        end = rows
         if schedule_rows == "token":
             lengths, tokens, atoms = row_lengths + [0] * (rows - len(row_lengths)), [1] * rows, 1
         else:
-            lengths, tokens, atoms = held_lengths, held_tokens, schedule_atoms
-        outputs["schedule"] = schedule(shapes["schedule"], schedule_format, lengths, tokens, atoms=atoms, end=rows)
+            lengths, tokens = held_lengths, held_tokens
+            atoms = schedule_atoms or -(-(max_query_len or 0) // 2)
+            if schedule_format == "deepgemm_sm90":  # whose rows by request are no runs of tokens
+                end = atoms * bs
+        outputs["schedule"] = schedule(shapes["schedule"], schedule_format, lengths, tokens, atoms=atoms, end=end)
     return outputs
 
 

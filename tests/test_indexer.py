@@ -94,6 +94,13 @@ def test_the_oracle_gives_an_example_of_decode():
     }
 
 
+def test_the_oracle_gives_an_example_of_rows_by_request():
+    """Three requests of 3 tokens, of which column 0 counts each as two, whatever rows of padding there are."""
+    by_request = {"schedule_format": "deepgemm_sm90", "schedule_rows": "request"}
+    got = indexer_decode("rows", [300, 0, 513], {"schedule": (3, 2)}, max_query_len=3, num_tokens=12, **by_request)
+    assert got == {"schedule": [[0, 0], [4, 1], [6, 0]]}
+
+
 def test_the_oracle_gives_an_example_of_prefill():
     """Requests 1 and 2 of a batch of three, on the second of two ranks."""
     shapes = {"cu_seq_lens": (3,), "local_cu_seq_lens": (3,), "token_to_seq": (9,)}
