@@ -20,7 +20,7 @@ inline constexpr auto kIndexerDecodeArguments = argument_list(
     optional("query_lens", &IndexerDecode::query_lens, "[n]",
              "tokens of each request, where `query_start_loc` is not given."),
     optional("max_query_len", &IndexerDecode::max_query_len,
-             "Tokens of each request, where neither is given; needed by `native`."),
+             "Tokens of each request, where neither is given. `native`: always given, the columns of each request."),
     optional("block_table", &IndexerDecode::block_table, "[>= n, width]",
              "blocks of each request; needed by `expanded_block_table`."),
     optional("num_tokens", &IndexerDecode::num_tokens, "Rows to fill, padding included; needed by `rows`."),

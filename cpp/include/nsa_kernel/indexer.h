@@ -12,7 +12,7 @@ namespace nsa_kernel {
 /// How the tokens of a decode step are given to the indexer's kernels.
 enum class IndexerLayout {
   rows,    ///< each token is a row of its own, as if it were a request
-  native,  ///< each request has `max_query_len` tokens
+  native,  ///< each request is a row of `max_query_len` columns
 };
 
 /// Buffers of one refresh for a decode step. `n` is the number of requests.
@@ -23,7 +23,7 @@ struct IndexerDecode {
   LengthView seq_lens{};                   ///< [n] KV length of each request, this step's tokens included
   LengthView query_start_loc{};            ///< [n + 1] 0, then the cumulative sum of the tokens of each request
   LengthView query_lens{};                 ///< [n] tokens of each request, where `query_start_loc` is not given
-  std::optional<int64_t> max_query_len{};  ///< tokens of each request, where neither is given; of a row in `native`
+  std::optional<int64_t> max_query_len{};  ///< tokens of each request, where neither is given; `native`: its columns
   TableView<const int32_t> block_table{};  ///< [n, width] blocks of each request
   std::optional<int64_t> num_tokens{};     ///< rows to fill in `rows`, padding included
   int64_t page_size = 64;                  ///< states in a block
