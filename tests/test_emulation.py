@@ -177,7 +177,7 @@ def test_batch_sizes(kernels, bs, multiprocessors):
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 4])
-@pytest.mark.parametrize("bs", [0, 1, 32, 33, 256, 257, 512, 513, 1025, 2100])
+@pytest.mark.parametrize("bs", [0, 1, 32, 33, 256, 257, 512, 513, 1024, 1025, 2100])
 def test_batch_sizes_of_the_indexer(kernels, bs, multiprocessors):
     draw = random.Random(bs)
     q = [draw.choice([0, 1, 2, 3, 40 if b == bs // 2 else 4]) for b in range(bs)]

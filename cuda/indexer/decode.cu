@@ -23,6 +23,7 @@ namespace {
 constexpr const char* kOp = "fill_indexer_decode_metadata";
 constexpr int kSmallBatchBlocksPerMultiprocessor = 6;
 using SmallBatchShape = CopyShape<2, 4>;
+constexpr int kWideTile = 1024;  // of layout `native`, which takes few registers: as many threads as a block may have
 
 /// For a schedule of the lengths that consumers read.
 template <class Traits>
@@ -166,8 +167,9 @@ __global__ __launch_bounds__(kSmallBatchBlock) void indexer_rows_small_batch_ker
 }
 
 /// Blocks that a multiprocessor holds at once, at least: a scan of many tiles for a schedule takes more registers.
-template <class Traits>
-constexpr int kResidentBlocks = Traits::kMany && Traits::kSchedules ? 1 : kBlocksPerMultiprocessor;
+template <class Traits, int kThreads = kTile>
+constexpr int kResidentBlocks =
+    kThreads > kTile || (Traits::kMany && Traits::kSchedules) ? 1 : kBlocksPerMultiprocessor;
 
 template <class Traits>
 __global__ __launch_bounds__(kTile, kResidentBlocks<Traits>) void indexer_rows_kernel(
@@ -235,14 +237,14 @@ __global__ __launch_bounds__(kSmallBatchBlock) void indexer_native_small_batch_k
   fill_native<kSmallBatchBlock>(args);
 }
 
-template <class Traits>
-__global__ __launch_bounds__(kTile, kResidentBlocks<Traits>) void indexer_native_kernel(
+template <class Traits, int kThreads>
+__global__ __launch_bounds__(kThreads, kResidentBlocks<Traits, kThreads>) void indexer_native_kernel(
     const __grid_constant__ IndexerNativeArguments<Traits> args) {
   await_stream();
   if constexpr (Traits::kSchedules) {
-    if (blockIdx.x >= args.schedule_begin) return fill_schedule<kTile>(args);
+    if (blockIdx.x >= args.schedule_begin) return fill_schedule<kThreads>(args);
   }
-  fill_native<kTile>(args);
+  fill_native<kThreads>(args);
 }
 
 template <class Kernel>
@@ -260,13 +262,14 @@ Kernels kernels(kOp, {address(indexer_rows_small_batch_kernel<BoundedTraits<kSch
                       address(indexer_rows_kernel<BoundedTraits<kSchedules>>),
                       address(indexer_rows_kernel<UnboundedTraits<kSchedules>>),
                       address(indexer_native_small_batch_kernel<BoundedTraits<kSchedules>>),
-                      address(indexer_native_kernel<BoundedTraits<kSchedules>>),
-                      address(indexer_native_kernel<UnboundedTraits<kSchedules>>)});
+                      address(indexer_native_kernel<BoundedTraits<kSchedules>, kTile>),
+                      address(indexer_native_kernel<BoundedTraits<kSchedules>, kWideTile>),
+                      address(indexer_native_kernel<UnboundedTraits<kSchedules>, kTile>)});
 
-/// Whether the assumptions of FastTraits hold.
-bool is_fast(const IndexerDecode& buffers) {
-  return buffers.seq_lens.size <= kTile && is_near(buffers.seq_lens) && is_near(buffers.query_start_loc) &&
-         is_near(buffers.query_lens) && is_near(buffers.block_table) && is_near(buffers.expanded_block_table);
+/// Whether the assumptions of FastTraits hold but for the number of requests.
+bool all_near(const IndexerDecode& buffers) {
+  return is_near(buffers.seq_lens) && is_near(buffers.query_start_loc) && is_near(buffers.query_lens) &&
+         is_near(buffers.block_table) && is_near(buffers.expanded_block_table);
 }
 
 /// The first rows of a table, or none.
@@ -439,29 +442,33 @@ void launch_native_small_batch(const IndexerDecode& buffers, const Target& targe
           args);
 }
 
-template <class Traits>
+template <class Traits, int kThreads = kTile>
 void launch_native(const IndexerDecode& buffers, const Target& target, cudaStream_t stream) {
   IndexerNativeArguments<Traits> args = native_arguments<Traits>(buffers);
-  const int64_t limit = int64_t{target.multiprocessors} * kResidentBlocks<Traits>;
-  const int64_t blocks = native_blocks(args, kTile, limit);
-  const unsigned rows = buffers.schedule ? Grid(args.batch.bs, kTile, 1, limit).rows : 1;
+  const int64_t limit = int64_t{target.multiprocessors} * kResidentBlocks<Traits, kThreads>;
+  const int64_t blocks = native_blocks(args, kThreads, limit);
+  const unsigned rows = buffers.schedule ? Grid(args.batch.bs, kThreads, 1, limit).rows : 1;
   args.schedule_begin = static_cast<unsigned>(rules::ceil_div(blocks, rows));
   const unsigned grid = args.schedule_begin + (buffers.schedule ? 1 : 0);
-  if (grid > 0) enqueue(kOp, indexer_native_kernel<Traits>, dim3(grid, rows), kTile, target, stream, args);
+  if (grid == 0) return;
+  enqueue(kOp, indexer_native_kernel<Traits, kThreads>, dim3(grid, rows), kThreads, target, stream, args);
 }
 
 template <bool kSchedules>
 void launch_any(const IndexerDecode& buffers, cudaStream_t stream) {
+  using Bounded = BoundedTraits<kSchedules>;
+  using Unbounded = UnboundedTraits<kSchedules>;
   const Target target = kernels<kSchedules>.ready(buffers.device);
-  const bool fast = is_fast(buffers), small = fast && buffers.seq_lens.size <= kWarp;
+  const int64_t bs = all_near(buffers) ? buffers.seq_lens.size : rules::kMaxStored;
   if (buffers.layout == IndexerLayout::native) {
-    if (small) return launch_native_small_batch<BoundedTraits<kSchedules>>(buffers, target, stream);
-    if (fast) return launch_native<BoundedTraits<kSchedules>>(buffers, target, stream);
-    return launch_native<UnboundedTraits<kSchedules>>(buffers, target, stream);
+    if (bs <= kWarp) return launch_native_small_batch<Bounded>(buffers, target, stream);
+    if (bs <= kTile) return launch_native<Bounded>(buffers, target, stream);
+    if (bs <= kWideTile) return launch_native<Bounded, kWideTile>(buffers, target, stream);
+    return launch_native<Unbounded>(buffers, target, stream);
   }
-  if (small) return launch_small_batch<BoundedTraits<kSchedules>>(buffers, target, stream);
-  if (fast) return launch_rows<BoundedTraits<kSchedules>>(buffers, target, stream);
-  launch_rows<UnboundedTraits<kSchedules>>(buffers, target, stream);
+  if (bs <= kWarp) return launch_small_batch<Bounded>(buffers, target, stream);
+  if (bs <= kTile) return launch_rows<Bounded>(buffers, target, stream);
+  launch_rows<Unbounded>(buffers, target, stream);
 }
 
 }  // namespace

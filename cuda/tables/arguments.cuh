@@ -13,7 +13,7 @@ namespace nsa_kernel::cuda {
 /// Rows of a request that one copy task covers, at most.
 constexpr int kMaxTaskRows = kShort;
 
-/// Compile-time assumptions that hold for what engines pass: up to 512 requests, tables of aligned rows, distances of
+/// Compile-time assumptions that hold for what engines pass: one tile of requests, tables of aligned rows, distances of
 /// up to 32 bits. Where counts are uniform, they are up to kMaxTaskRows.
 template <TokenCounts kValue, bool kSchedules_ = false>
 struct FastTraits {
