@@ -102,4 +102,4 @@ $(VENV)/.build $(VENV)/.test $(VENV)/.lint $(VENV)/.workflows: $(VENV)/.%: $(VEN
 # What the last build was asked for; newer than the package where this one is asked for something else.
 build/asked: FORCE
 	@mkdir -p build
-	@echo "$(NSA_KERNEL_CUDA) $(CUDAARCHS)" | cmp --quiet - $@ || echo "$(NSA_KERNEL_CUDA) $(CUDAARCHS)" > $@
+	@[ "$$(cat $@ 2>/dev/null)" = "$(NSA_KERNEL_CUDA) $(CUDAARCHS)" ] || echo "$(NSA_KERNEL_CUDA) $(CUDAARCHS)" > $@
