@@ -1,9 +1,9 @@
 // draft_extend on the device: three variants of one result.
 #include <cuda_runtime.h>
 
-#include "batch.h"
 #include "check.h"
 #include "count.h"
+#include "draft_extend_batch.h"
 #include "enqueue.cuh"
 #include "grid.h"
 #include "kernels.h"
@@ -19,14 +19,14 @@ constexpr int kBlocksPerMultiprocessor = 2;
 
 /// What the kernels read.
 struct DraftExtendArguments {
-  Batch<TokenCounts::lengths, uint64_t, false> batch;
+  DraftExtendBatch batch;
   int32_t* seqlens_expanded;
   int32_t* nsa_cache_seqlens;
   volatile int32_t* count;  ///< where the number of tokens goes, on the device or in pinned host memory; may be null
   int32_t topk;
 
-  using Request = decltype(batch)::Request;
-  using RequestTokens = decltype(batch)::Tokens;
+  using Request = DraftExtendBatch::Request;
+  using RequestTokens = DraftExtendBatch::Tokens;
 
   __device__ void store_count(int32_t total) const {
     if (count != nullptr) *count = total;
@@ -194,15 +194,8 @@ class StreamMemory {
 void launch(const DraftExtend& buffers, Variant variant, int32_t* workspace, volatile int32_t* count,
             cudaStream_t stream) {
   const Target target = kernels.ready(buffers.device);
-  const int64_t capacity = rules::min(buffers.out_seqlens_expanded.size, buffers.out_nsa_cache_seqlens.size);
   const DraftExtendArguments args{
-      .batch = {.bs = static_cast<int32_t>(buffers.extend_seq_lens.size),
-                .uniform_tokens = 0,
-                .seq_lens = IndexArray<>(buffers.seq_lens),
-                .source_rows = {},
-                .token_counts = IndexArray<>(buffers.extend_seq_lens),
-                .pending_tokens = 0,
-                .capacity = rules::saturated(capacity)},
+      .batch = batch_of(buffers),
       .seqlens_expanded = buffers.out_seqlens_expanded.data,
       .nsa_cache_seqlens = buffers.out_nsa_cache_seqlens.data,
       .count = count,

@@ -94,7 +94,7 @@ struct Batch {
   static constexpr bool kMayBeCumulative = kCounts == TokenCounts::any;
   static constexpr int32_t kCumulative = -1;
 
-  /// Of KV entries: of any counts, those that are to be divided, before they saturate as they are stored.
+  /// Of KV entries. Those of TokenCounts::any are divided, among ranks or states, before they saturate.
   using Length = std::conditional_t<kMayBeCumulative, int64_t, int32_t>;
 
   int32_t bs;                 ///< requests
@@ -103,7 +103,7 @@ struct Batch {
   /// [bs] row of each request in the source table
   [[no_unique_address]] std::conditional_t<kHasSourceRows, IndexArray<Step>, Absent> source_rows;
   IndexArray<Step> token_counts;
-  int32_t pending_tokens;  ///< draft tokens of each request that are not yet in seq_lens; of any counts 0
+  int32_t pending_tokens;  ///< draft tokens of each request that are not yet in seq_lens; 0 of TokenCounts::any
   int32_t capacity;        ///< tokens that the per-token outputs hold
 
   using Tokens = RawTokens<kMayBeCumulative>;

@@ -1,8 +1,8 @@
 #include "nsa_kernel/draft_extend.h"
 
-#include "batch.h"
 #include "check_arrays.h"
 #include "draft_extend_arguments.h"
+#include "draft_extend_batch.h"
 #include "launch.h"
 #include "require.h"
 #include "rules.h"
@@ -31,15 +31,7 @@ bool needs_workspace(Variant variant) { return variant != Variant::optimized; }
 int64_t fill_on_cpu(const DraftExtend& buffers) {
   const View<int32_t>& expanded = buffers.out_seqlens_expanded;
   const View<int32_t>& clipped = buffers.out_nsa_cache_seqlens;
-  const Batch<TokenCounts::lengths, uint64_t, false> batch{
-      .bs = static_cast<int32_t>(buffers.extend_seq_lens.size),
-      .uniform_tokens = 0,
-      .seq_lens = IndexArray<>(buffers.seq_lens),
-      .source_rows = {},
-      .token_counts = IndexArray<>(buffers.extend_seq_lens),
-      .pending_tokens = 0,
-      .capacity = rules::saturated(rules::min(expanded.size, clipped.size)),
-  };
+  const DraftExtendBatch batch = batch_of(buffers);
   const int32_t topk = static_cast<int32_t>(buffers.nsa_index_topk);
   int32_t total = 0;
   for (int32_t b = 0; b < batch.bs; ++b) {

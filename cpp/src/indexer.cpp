@@ -78,9 +78,8 @@ void check_table(const IndexerDecode& args, int64_t rows) {
   require.countable("expanded_block_table", expanded.rows);
   require.countable("expanded_block_table", expanded.cols);
   require.countable("block_table", args.block_table.cols);
-  // The device divides the rows into tasks, which it counts in 32 bits.
-  require((expanded.cols / 32 + 2) * (expanded.rows / 16 + 1024) <= rules::kMaxStored,
-          "expanded_block_table has shape [", expanded.rows, ", ", expanded.cols, "], must be smaller");
+  require(cuda::can_count_tasks(expanded.rows, 0, expanded.cols), "expanded_block_table has shape [", expanded.rows,
+          ", ", expanded.cols, "], must be smaller");
   if (!has_request(args.seq_lens)) return;
   require(static_cast<bool>(args.block_table), "block_table is absent, must be given with expanded_block_table");
   require(args.block_table.rows >= args.seq_lens.size, "block_table has ", args.block_table.rows,

@@ -98,12 +98,10 @@ void check_tables(const Replay& args) {
   check_table_size("req_to_token", args.req_to_token);
   check_table_size("page_table", args.page_table);
   check_table_size("real_page_table", args.real_page_table);
-  // The device divides the rows of both tables into copy tasks, which it counts in 32 bits.
-  const int64_t columns = args.page_table.cols / 256 + args.real_page_table.cols / 32 + 2;
   const int64_t rows = rules::max(args.page_table.rows, args.real_page_table.rows);
-  require(columns * (rows / 16 + 1024) <= rules::kMaxStored, "page_table has shape [", args.page_table.rows, ", ",
-          args.page_table.cols, "] and real_page_table [", args.real_page_table.rows, ", ", args.real_page_table.cols,
-          "], must be smaller");
+  require(cuda::can_count_tasks(rows, args.page_table.cols, args.real_page_table.cols), "page_table has shape [",
+          args.page_table.rows, ", ", args.page_table.cols, "] and real_page_table [", args.real_page_table.rows, ", ",
+          args.real_page_table.cols, "], must be smaller");
   if (has_no_request(args)) return;
   const char* table = args.page_table ? "page_table" : "real_page_table";
   require(static_cast<bool>(args.req_pool_indices), "req_pool_indices is absent, must be given with ", table);

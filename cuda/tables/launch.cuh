@@ -6,6 +6,7 @@
 
 #include "batch.h"
 #include "grid.h"
+#include "launch.h"
 #include "rules.h"
 #include "tables/arguments.cuh"
 #include "tables/copy.cuh"
@@ -18,9 +19,10 @@ constexpr int kSmallBatchBlock = 128;
 constexpr int kTile = 512;
 constexpr int kBlocksPerMultiprocessor = 2;
 using LargeBatchShape = CopyShape<3, 2>;
-// Overflow tasks of either. Plans refuse tables that would have more than 2**31 of them.
+// Overflow tasks of either, of which plans take care that there are less than 2**31.
 using OverflowShape = CopyShape<2, 1>;
-static_assert(OverflowShape::kTaskSlots >= 256 && OverflowShape::kTaskPages >= 32 && kMaxTaskRows >= 16);
+static_assert(OverflowShape::kTaskSlots >= kLeastTaskSlots && OverflowShape::kTaskPages >= kLeastTaskPages &&
+              kMaxTaskRows >= kLeastTaskRows && kTile <= kMostRequestsCounted);
 
 /// Where the overflow tasks of the second request of a tile start, as a part of 2**32 of all table warps: starts are
 /// evenly spaced, and those of consecutive requests far apart.
