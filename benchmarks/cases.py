@@ -32,7 +32,7 @@ def expand(q: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
     return request, torch.clamp(first[request] + j, min=0)
 
 
-def running_sum(values: Tensor) -> Tensor:
+def cumulative_sum(values: Tensor) -> Tensor:
     return torch.cat([torch.zeros(1, dtype=torch.int64), torch.cumsum(values, 0)])
 
 
@@ -286,9 +286,9 @@ def replay_expected(case: ReplayCase, s: Tensor, q: Tensor) -> tuple[Tensor, dic
     clipped = lengths.clamp(max=TOPK)
     values = {
         "cache_seqlens": kv,
-        "cu_seqlens_k": running_sum(kv),
+        "cu_seqlens_k": cumulative_sum(kv),
         "nsa_cache_seqlens": clipped,
-        "nsa_cu_seqlens_k": running_sum(clipped),
+        "nsa_cu_seqlens_k": cumulative_sum(clipped),
         "seqlens_expanded": lengths,
         "ctx_lens_2d": kv[:, None].expand(case.bs, case.tokens),
     }

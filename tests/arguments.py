@@ -29,7 +29,7 @@ CALLS = {
     PREFILL: [nsa_kernel.fill_indexer_prefill_metadata],
     TOKEN_REQUESTS: [nsa_kernel.fill_token_requests],
 }
-ONLY_NEVER_WAITING = {"out_num_tokens", "variant"}
+ONLY_ASYNCHRONOUS = {"out_num_tokens", "variant"}
 OUTPUT_SHAPES = {
     DRAFT_EXTEND: {"out_seqlens_expanded": (5,), "out_nsa_cache_seqlens": (5,), "out_num_tokens": (1,)},
     REPLAY: shapes_of("draft_extend", bs=2, rows=6, n=3, width=8, page_size=2)
@@ -155,7 +155,7 @@ def check_refusal(op, device, exceptions, pattern, valid=valid_arguments, **chan
     A function among `changes` makes its argument for each call anew, from the device.
     """
     for call in CALLS[op]:
-        if drop_in(call) and changes.keys() & ONLY_NEVER_WAITING:
+        if drop_in(call) and changes.keys() & ONLY_ASYNCHRONOUS:
             continue
         arguments, outputs = valid(op, device, call)
         arguments.update({name: value(device) if callable(value) else value for name, value in changes.items()})

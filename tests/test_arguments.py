@@ -16,7 +16,7 @@ from arguments import (
     DRAFT_EXTEND,
     FLAT_OUTPUT,
     LENGTH,
-    ONLY_NEVER_WAITING,
+    ONLY_ASYNCHRONOUS,
     OUTPUT,
     OUTPUT_SHAPES,
     OUTPUT_TABLE,
@@ -434,7 +434,7 @@ def test_an_output_that_overlaps(device, op, output, other):
     }
     message = f"{output} overlaps {other}|{other} overlaps {output}"
     for call in CALLS[op]:
-        if drop_in(call) and views.keys() & ONLY_NEVER_WAITING:
+        if drop_in(call) and views.keys() & ONLY_ASYNCHRONOUS:
             continue
         fitting, outputs = valid_arguments(op, device, call)
         with pytest.raises(ValueError, match=f"^{op}: ({message}), must have memory of its own$"):

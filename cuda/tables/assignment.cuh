@@ -144,13 +144,13 @@ struct alignas(16) OverflowTasks {
   template <class Args>
   __device__ OverflowTasks(const Args& args, int32_t entries, int32_t source_row, int32_t tokens)
       : source_row(source_row), rows(min(tokens, args.tables.rows())) {
-    const bool tall = exceeds_task_rows(args, tokens);
+    const bool exceeds = exceeds_task_rows(args, tokens);
     slots = args.tables.live_slots(entries);
     pages = args.tables.live_pages(entries);
-    first_slot = tall ? 0 : min(args.tables.static_extent.slots, slots);
-    first_page = tall ? 0 : min(args.tables.static_extent.pages, pages);
+    first_slot = exceeds ? 0 : min(args.tables.static_extent.slots, slots);
+    first_page = exceeds ? 0 : min(args.tables.static_extent.pages, pages);
     count = rows > 0 ? slot_tasks() + page_tasks() : 0;
-    if (tall) count *= (rows + (kMaxTaskRows - 1)) / kMaxTaskRows;
+    if (exceeds) count *= (rows + (kMaxTaskRows - 1)) / kMaxTaskRows;
   }
 
   __device__ int32_t slot_tasks() const { return Shape::slot_tasks(slots - first_slot); }

@@ -1,4 +1,5 @@
-// What vLLM's sparse indexer refreshes before a step.
+// What vLLM's sparse indexer refreshes before a step. Its cache has a state for every `compress_ratio` KV entries, and
+// blocks of `page_size` states; with decode context parallelism, ranks share the KV entries of a request.
 #pragma once
 
 #include <cstdint>

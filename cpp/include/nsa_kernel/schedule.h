@@ -1,13 +1,15 @@
-// Schedules: how the consumers of attention metadata divide its rows among multiprocessors.
+// Schedules: how the consumers of attention metadata divide its rows among multiprocessors. The KV entries of a row are
+// cut into splits. Consecutive splits are the work of a slot, one multiprocessor or a cluster of them. All slots have
+// equally much; what remains of the division is dealt to some of them, a unit each.
 #pragma once
 
 namespace nsa_kernel {
 
 /// Whose paged-MQA-logits kernel reads the schedule.
 enum class ScheduleFormat {
-  deepgemm_sm90,       ///< splits of 256 KV entries; slots beyond an even share are the last
-  deepgemm_sm100_256,  ///< splits of 256 KV entries; slots beyond an even share are the first
-  deepgemm_sm100_384,  ///< splits of 384 KV entries, weighed by the tokens of a row
+  deepgemm_sm90,       ///< splits of 256 KV entries; the remainder goes to the last slots
+  deepgemm_sm100_256,  ///< splits of 256 KV entries; the remainder goes to the first slots
+  deepgemm_sm100_384,  ///< splits of 384 KV entries, weighed by the row's tokens; the remainder likewise
 };
 
 /// What a row of the context lengths is that the consumer reads.

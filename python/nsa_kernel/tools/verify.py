@@ -66,7 +66,7 @@ def _padded(values: list[int], size: int, rest: int) -> list[int]:
     return values[:size] + [rest] * (size - len(values))
 
 
-def _running_sum(values: list[int]) -> list[int]:
+def _cumulative_sum(values: list[int]) -> list[int]:
     return [min(total, MAX_STORED) for total in accumulate(values, initial=0)]
 
 
@@ -195,13 +195,13 @@ class ReplayCase:
             case "cache_seqlens":
                 return kv
             case "cu_seqlens_k":
-                return _running_sum(self.kv)
+                return _cumulative_sum(self.kv)
             case "seqlens_expanded":
                 return _padded(lengths, shape[0], 0)
             case "nsa_cache_seqlens":
                 return _padded([min(length, self.topk) for length in lengths], shape[0], 0)
             case "nsa_cu_seqlens_k":
-                return _running_sum(_padded([min(length, self.topk) for length in lengths], shape[0] - 1, 0))
+                return _cumulative_sum(_padded([min(length, self.topk) for length in lengths], shape[0] - 1, 0))
             case "ctx_lens_2d":
                 return _padded([length for length in kv for _ in range(self.n)], math.prod(shape), POISON)
             case "num_tokens":
