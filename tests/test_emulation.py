@@ -19,6 +19,7 @@ import pytest
 import replay_cases
 import schedule_cases
 import torch
+from ops import OPS
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPILER = shutil.which("g++") or shutil.which("c++")
@@ -117,43 +118,16 @@ def test_draft_extend_by_name(kernels, variant, multiprocessors):
         draft_extend_cases.check(**case, device="cpu", variant=variant, way=way)
 
 
-@pytest.mark.parametrize("multiprocessors", [1, 3, 20])
-@pytest.mark.parametrize("case", replay_cases.NAMED_CASES.values(), ids=replay_cases.NAMED_CASES.keys())
-def test_replay_by_name(kernels, case, multiprocessors):
-    replay_cases.check(**case, device="cpu", way=Machine(kernels, multiprocessors).replay)
-
-
-@pytest.mark.parametrize("multiprocessors", [1, 3, 20])
-@pytest.mark.parametrize("case", schedule_cases.NAMED_CASES.values(), ids=schedule_cases.NAMED_CASES.keys())
-def test_schedules_by_name(kernels, case, multiprocessors):
-    schedule_cases.check(**case, device="cpu", way=Machine(kernels, multiprocessors).replay)
-
-
-INDEXER_OPS = {
-    "decode": (indexer_cases.check_decode, indexer_cases.draw_decode_case, indexer_cases.NAMED_DECODE_CASES),
-    "prefill": (indexer_cases.check_prefill, indexer_cases.draw_prefill_case, indexer_cases.NAMED_PREFILL_CASES),
-    "token_requests": (
-        indexer_cases.check_token_requests,
-        indexer_cases.draw_token_requests_case,
-        indexer_cases.NAMED_TOKEN_REQUESTS_CASES,
-    ),
-}
-
-
 def way_of(machine, op):
-    return {
-        "decode": machine.indexer_decode,
-        "prefill": machine.indexer_prefill,
-        "token_requests": machine.token_requests,
-    }[op]
+    return machine.replay if op == "schedule" else getattr(machine, op)
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 3, 20])
-@pytest.mark.parametrize("op", INDEXER_OPS)
-def test_the_indexer_by_name(kernels, op, multiprocessors):
-    check, _, cases = INDEXER_OPS[op]
-    for case in cases.values():
-        check(**case, device="cpu", way=way_of(Machine(kernels, multiprocessors), op))
+@pytest.mark.parametrize(
+    ("op", "name"), [(op, name) for op in OPS if op != "draft_extend" for name in OPS[op].named_cases]
+)
+def test_by_name(kernels, op, name, multiprocessors):
+    OPS[op].check(**OPS[op].named_cases[name], device="cpu", way=way_of(Machine(kernels, multiprocessors), op))
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 4])
@@ -242,25 +216,11 @@ def test_a_few_long_requests_among_short_ones(kernels, bs, width, mode, multipro
     )
 
 
-OPS = {"draft_extend": draft_extend_cases, "replay": replay_cases, "schedule": schedule_cases}
-
-
-@pytest.mark.parametrize("op", OPS.values(), ids=OPS)
+@pytest.mark.parametrize("op", OPS)
 def test_random_cases_equal_the_oracle(kernels, op, random_cases):
     for seed, reproducible in random_cases:
         draw = random.Random(seed)
-        case = op.draw_case(draw)
-        machine = Machine(kernels, draw.choice([1, 2, 3, 7, 24]), seed)
-        case["way"] = machine.draft_extend if op is draft_extend_cases else machine.replay
-        with reproducible:
-            op.check(**case, device="cpu")
-
-
-@pytest.mark.parametrize("op", INDEXER_OPS)
-def test_random_cases_of_the_indexer_equal_the_oracle(kernels, op, random_cases):
-    check, draw_case, _ = INDEXER_OPS[op]
-    for seed, reproducible in random_cases:
-        draw = random.Random(seed)
+        case = OPS[op].draw_case(draw)
         machine = Machine(kernels, draw.choice([1, 2, 3, 7, 24]), seed)
         with reproducible:
-            check(**draw_case(draw) | {"way": way_of(machine, op)}, device="cpu")
+            OPS[op].check(**case | {"way": way_of(machine, op)}, device="cpu")

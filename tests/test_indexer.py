@@ -32,9 +32,6 @@ from indexer_cases import (
     check_token_requests,
     decode_by_function,
     decode_by_plan,
-    draw_decode_case,
-    draw_prefill_case,
-    draw_token_requests_case,
     starts,
 )
 from indexer_reference import indexer_decode, indexer_prefill, local, token_requests
@@ -276,12 +273,6 @@ def test_padding_is_no_request(device, rows):
     assert out.tolist() == [0, 0, 1, *range(2, rows + 2)]
 
 
-def test_random_cases_of_decode_equal_the_oracle(device, random_cases):
-    for seed, reproducible in random_cases:
-        with reproducible:
-            check_decode(**draw_decode_case(random.Random(seed)), device=device)
-
-
 @pytest.mark.cuda
 @pytest.mark.parametrize("bs", [7, 200, 1500])
 def test_a_decode_step_follows_inputs_that_change_in_place(device, bs):
@@ -374,12 +365,6 @@ def test_no_output_of_a_chunk_at_all(device):
     check_prefill(starts([3, 0, 7]), [9, 4, 30], names=[], device=device)
 
 
-def test_random_cases_of_prefill_equal_the_oracle(device, random_cases):
-    for seed, reproducible in random_cases:
-        with reproducible:
-            check_prefill(**draw_prefill_case(random.Random(seed)), device=device)
-
-
 # Token requests.
 
 
@@ -405,12 +390,6 @@ def test_starts_of_any_dtype_and_stride(device, dtype, stride):
 def test_starts_beyond_int32(device):
     check_token_requests([0, 3, 2**40, 2**62], 9, dtype=torch.int64, device=device)
     check_token_requests([-(2**62), -(2**40), 5, 2**63 - 1], 9, dtype=torch.int64, device=device)
-
-
-def test_random_cases_of_token_requests_equal_the_oracle(device, random_cases):
-    for seed, reproducible in random_cases:
-        with reproducible:
-            check_token_requests(**draw_token_requests_case(random.Random(seed)), device=device)
 
 
 # Refusals: three requests of 2, 0 and 3 tokens.

@@ -6,12 +6,8 @@ A case is drawn on the host from its seed alone; `--cases=10000` is the full run
 import copy
 import random
 
-import draft_extend_cases
 import pytest
-import replay_cases
-import schedule_cases
-
-OPS = {"draft_extend": draft_extend_cases, "replay": replay_cases, "schedule": schedule_cases}
+from ops import OPS
 
 
 @pytest.mark.parametrize("op", OPS)
