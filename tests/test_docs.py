@@ -10,11 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 LINK = re.compile(r"\]\((?!https?:|#)(?P<path>[^)#]+)")
-PAGES = [
-    page
-    for page in (ROOT / "README.md", *sorted(DOCS.glob("*.md")), ROOT / "benchmarks" / "README.md")
-    if page.exists()
-]
+PAGES = [page for folder in (".", "docs", "benchmarks", "tests") for page in sorted((ROOT / folder).glob("*.md"))]
 
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="there are no pages here")
 
