@@ -7,15 +7,19 @@ from types import ModuleType
 from typing import Any
 
 HEAD = '''\
-from typing import Any, Literal, Protocol, Self, SupportsIndex, type_check_only
+from typing import Any, Literal, Protocol, Self, SupportsIndex, TypeAlias, type_check_only
+
+from typing_extensions import Buffer
 
 __version__: str
 
 @type_check_only
-class Array(Protocol):
+class ExportsDLPack(Protocol):
     """Any array that exports DLPack, on the CPU or on a CUDA device."""
 
     def __dlpack__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+Array: TypeAlias = ExportsDLPack | Buffer
 
 class CudaError(RuntimeError):
 {cuda_error}
