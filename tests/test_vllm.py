@@ -7,6 +7,7 @@ import dataclasses
 import fractions
 import importlib
 import inspect
+import itertools
 import random
 import re
 import sys
@@ -403,7 +404,20 @@ class Case:
         if decodes and self.kind != "uniform" and rng.random() < 0.7:
             num_tokens = len(queries) * (max(queries) if self.kind == "short" else self.drafts + 1)
         bound = self.drafts + 1 if decodes and rng.random() < 0.3 else None
-        return make_batch(queries, seq_lens, table, num_tokens, dcp=self.dcp[0] > 1, bound=bound)
+        batch = make_batch(queries, seq_lens, table, num_tokens, dcp=self.dcp[0] > 1, bound=bound)
+        if self.adaptive and decodes:
+            self.split_on_device(batch)
+        return batch
+
+    def split_on_device(self, batch):
+        """Has the device share the same number of tokens otherwise, as it does with adaptive verification."""
+        queries, seq_lens = batch.query_start_loc_cpu.diff().tolist(), batch.seq_lens.tolist()
+        for _ in range(10):
+            giver, taker = self.rng.randrange(len(queries)), self.rng.randrange(len(queries))
+            if queries[giver] > 0 and queries[taker] < min(self.drafts + 1, seq_lens[taker]):
+                queries[giver] -= 1
+                queries[taker] += 1
+        batch.query_start_loc = int32([0, *itertools.accumulate(queries)]).to(vllm_stubs.DEVICE)
 
 
 def no_output_is_an_input(arguments):
@@ -491,6 +505,54 @@ def child_builds(folder, first, count):
     assert seen["schedules"] > 0
     assert {1, 2, 3, 4} <= seen["chunks"]
     print("equal")
+
+
+def child_builds_many_requests(folder):
+    """More requests than a tile of any kernel has, and just more than the kernels of small batches take."""
+    own, launches = start(folder)
+    same = {"ratio": 1, "dcp": (1, 0, 1), "adaptive": False}
+    sizes = {"tokens": 4200, "requests": 1040}
+    for family, drafts, requests, kind in itertools.product((90, 100), range(4), (33, 1030), ("uniform", "padded")):
+        if requests > 1024 and (family == 100 or (drafts == 2 and kind == "uniform")):
+            continue  # Triton's interpreter takes half a minute for vLLM's own kernel
+        case = Case(requests, family=family, drafts=drafts, kind=kind, requests=requests, **same)
+        builder, batch = case.builder(**sizes), case.batch()
+        batch.num_actual_tokens = requests * (drafts + 1)
+        compare_builds(own, launches, builder, batch, case.name)
+        assert launches.take() == (1, int((family, drafts) == (90, 3))), case.name
+    case = Case(0, family=90, drafts=0, kind="prefill", **same)
+    case.queries = lambda: [2] * 1030 + [9]
+    compare_builds(own, launches, case.builder(**sizes), case.batch(), case.name)
+    print("equal")
+
+
+def child_builds_of_device_splits(folder):
+    """Requests that the host takes for equally long."""
+    own, launches = start(folder)
+    for seed in range(30):
+        case = Case(seed, drafts=3, adaptive=True, kind="short", requests=seed % 5 + 2)
+        case.queries = lambda case=case: [2] * case.requests
+        builder, batch = case.builder(), case.batch()
+        batch.num_actual_tokens = 2 * case.requests
+        compare_builds(own, launches, builder, batch, case.name)
+        assert launches.take() == (1, 0), case.name
+    print("equal")
+
+
+def test_builds_of_device_splits_are_equal_to_vllms(in_child):
+    assert in_child(child_builds_of_device_splits).endswith("equal\n")
+
+
+def compare_builds(own, launches, builder, batch, name):
+    with originals(own):
+        expected = run(builder, batch)
+    launches.take()
+    assert_equal(run(builder, batch), expected, name)
+    return expected
+
+
+def test_builds_of_many_requests_are_equal_to_vllms(in_child):
+    assert in_child(child_builds_many_requests).endswith("equal\n")
 
 
 def expects_build(case, batch):

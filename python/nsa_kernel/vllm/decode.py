@@ -56,6 +56,10 @@ class Known:
             for length in range(self.threshold + 1)
         ]
         self.padded_alone = not rows_alone and self.threshold > 1
+        # vLLM's own kernel for SM100 reads them there; with adaptive verification, the host has their total alone.
+        speculative = builder.vllm_config.speculative_config
+        adaptive = bool(speculative and speculative.enable_adaptive_verification)
+        self.reads_query_lens = builder.supports_varlen or adaptive
         self.compressed = builder.compress_ratio > 1
         # Here vLLM divides lengths that are not its own into a buffer of their own, as long as the batch has tokens.
         self.divides = self.compressed and self.threshold == 1 and not rows_alone
@@ -140,7 +144,6 @@ class Known:
         global_seq_lens, indices = seq_lens if dcp else None, None
         arguments: dict[str, Any] = {
             "seq_lens": seq_lens,
-            "query_start_loc": head(common.query_start_loc, num_reqs + 1),
             "compress_ratio": builder.compress_ratio,
             "per_req_lens": per_req_lens,
             **scheduled,
@@ -151,6 +154,10 @@ class Known:
                 "dcp_rank": builder.dcp_rank,
                 "dcp_interleave": builder.cp_kv_cache_interleave_size,
             }
+        if layout == "native" or not equal or num_tokens != num_reqs * longest or self.reads_query_lens:
+            arguments["query_start_loc"] = head(common.query_start_loc, num_reqs + 1)
+        else:
+            arguments["max_query_len"] = longest  # which takes no scan
         if layout == "native":
             decode_lens = builder.decode_lens_buffer[:num_reqs]
             arguments |= {"max_query_len": longest, "decode_lens": decode_lens}
