@@ -566,6 +566,7 @@ def child_refreshes_drafts(folder, count):
     for seed in range(count):
         case = Case(seed, kind="short", dcp=(1, 0, 1), requests=seed % 7 + 1)
         case.queries = lambda case=case: [1] * case.requests
+        case.split_on_device = lambda batch: None
         builder, batch = case.builder(), case.batch()
         batch.num_actual_tokens = batch.num_reqs
         metadata = builder.build(0, batch)

@@ -17,7 +17,7 @@ def replaces(target: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def replacing(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def replacement(*args: Any, **kwargs: Any) -> Any:
-            result = function(*args, **kwargs) if usable() else NotImplemented
+            result = function(*args, **kwargs) if _usable or usable() else NotImplemented
             return own[target](*args, **kwargs) if result is NotImplemented else result
 
         return replacement
