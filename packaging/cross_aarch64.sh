@@ -1,10 +1,10 @@
 #!/bin/bash
 # Builds the CUDA 13 wheel for aarch64 on another machine, into build/aarch64/wheelhouse, with the pure package beside it.
-# Needs Debian's g++-aarch64-linux-gnu and a Python of at least 3.12; nothing of it is run.
+# Needs Debian's g++-aarch64-linux-gnu and Python 3.12; nothing of it is run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=$PWD/build/aarch64
-python=${PYTHON:-python3}
+python=$(packaging/find_python.sh 3.12)
 tools=$work/tools/bin
 compiler=aarch64-linux-gnu-g++
 

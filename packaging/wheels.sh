@@ -9,17 +9,6 @@ toolkits=$PWD/build/toolkits # kept: one of them is a GB to fetch
 out=$PWD/wheelhouse
 platform=manylinux_2_28_$(uname -m)
 
-find_python() {
-  local candidate
-  for candidate in "python$1" "$HOME"/.pyenv/versions/"$1"*/bin/python; do
-    if [ "$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" = "$1" ]; then
-      echo "$candidate"
-      return
-    fi
-  done
-  return 1
-}
-
 rm -rf "$work" "$out"
 mkdir -p "$work" "$toolkits" "$out"
 python3 -m venv "$work/tools"
@@ -35,7 +24,7 @@ done
 link_rule="$PWD/packaging/link.sh $tools/python g++ <LANGUAGE_COMPILE_FLAGS> <LINK_FLAGS> -shared -o <TARGET> <OBJECTS> <LINK_LIBRARIES>"
 
 for version in 3.11 3.12; do
-  python=$(find_python "$version") || { echo "== no Python $version here: no wheel for it"; continue; }
+  python=$(packaging/find_python.sh "$version") || { echo "== no Python $version here: no wheel for it"; continue; }
   "$python" -m venv "$work/build-$version"
   for major in 12 13; do
     echo "== wheel of CUDA $major with Python $version"
@@ -53,7 +42,7 @@ packaging/check_wheels.sh "$tools" "$out"
 
 export NSA_KERNEL_TOOLKITS="$toolkits/12 $toolkits/13"
 for version in 3.11 3.12 3.13 3.14; do
-  python=$(find_python "$version") || { echo "== no Python $version here: not tested with it"; continue; }
+  python=$(packaging/find_python.sh "$version") || { echo "== no Python $version here: not tested with it"; continue; }
   "$python" -m venv "$work/test-$version"
   for major in 12 13; do
     echo "== test of CUDA $major with Python $version"
