@@ -46,9 +46,9 @@ struct ScheduleArguments {
     asm volatile("" ::"r"(slots), "r"(end));
 #endif
   }
-  /// Of a request, if the outputs hold all of its tokens.
+  /// Of a request, if the outputs hold all of its tokens. It is called, since it is much code.
   template <class Batch>
-  __device__ int32_t whole_work(const Batch& batch, const typename Batch::Request& request) const {
+  [[gnu::noinline]] __device__ int32_t whole_work(const Batch& batch, const typename Batch::Request& request) const {
     return rule.work(splits, rule.rows(splits, scheduled_whole(batch, rule, request)));
   }
   __device__ void store(int32_t slot, const rules::ScheduleEntry& entry) const {
@@ -154,18 +154,18 @@ struct ScheduleTile {
   Sums end;  ///< after the tile
 };
 
-/// The sums of requests begin .. end-1, which start a tile, as if the outputs held all tokens. It is called, since the
-/// work of a request is much code.
+/// The sums of requests begin .. end-1, the first of them that of a tile, as if the outputs held all tokens.
 template <int kTile, class Args>
 [[gnu::noinline]] __device__ auto whole_sums(const Args& args, ScheduleTile<kTile, Args>& shared, int begin, int end) {
   using Schedule = ScheduleSums<Args>;
   const auto& batch = args.batch;
-  typename Schedule::Type sums{};
-#pragma unroll 1
-  for (int b = begin + static_cast<int>(threadIdx.x); b < end; b += kTile) {
-    const auto request = batch.read(b);
-    sums += Schedule::of(args.schedules.whole_work(batch, request), batch.tokens(request));
-  }
+  const auto read = [&](int b) { return batch.read(b); };
+  const auto sums_of = [&](const typename Args::Request& request) {
+    return Schedule::of(args.schedules.whole_work(batch, request), batch.tokens(request));
+  };
+  const int whole_tiles = begin + (end - begin) / kTile * kTile, rest = whole_tiles + static_cast<int>(threadIdx.x);
+  typename Schedule::Type sums = sum_tiles<kTile>(begin, whole_tiles, read, sums_of);
+  if (rest < end) sums += sums_of(read(rest));
   sums = warp_sum(sums);
   const int lane = threadIdx.x % kWarp;
   __syncthreads();  // of the sums before, all are read
