@@ -215,7 +215,7 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield f"decode, host: at most {worst['host_ratio']:.2f} of vLLM's (limit 0.15), in {line(worst).split('  ')[0]}"
     yield f"decode, host: at most {max(row['host_on'] for row in decode):.1f} us (limit 45)"
     counts = sorted({row["launches_on"] for row in decode if row["launches_on"] is not None})
-    yield f"decode, launches: {counts or '-'} (limit 1, and 2 where vLLM makes the schedule)"
+    yield f"decode, launches: {counts or '-'} (limit 1, and vLLM's own two for its schedule)"
     ratios = [row["device_ratio"] for row in decode if "device_ratio" in row]
     if ratios:
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
