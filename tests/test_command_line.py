@@ -14,7 +14,7 @@ from pathlib import Path
 import nsa_kernel
 import processes
 import pytest
-from nsa_kernel.tools import devices
+from nsa_kernel.tools import devices, verify
 from nsa_kernel.tools.output import table
 
 
@@ -109,6 +109,22 @@ def child_tests_an_op_that_does_nothing(name):
 )
 def test_selftest_fails_on_a_mismatch(name):
     assert "FAILED" in processes.run(child_tests_an_op_that_does_nothing, name, timeout=300, CUDA_VISIBLE_DEVICES="")
+
+
+def child_tests_a_refresh_that_forgets(output):
+    refresh = nsa_kernel.fill_replay_metadata
+
+    def forgets(*args, **kwargs):
+        refresh(*args, **{name: value for name, value in kwargs.items() if not name.startswith(output)})
+
+    nsa_kernel.fill_replay_metadata = forgets
+    assert verify.run() == 1
+
+
+@pytest.mark.parametrize("output", ["schedule", "topk_plan"])
+def test_selftest_fails_without_a_schedule_or_a_plan(output):
+    printed = processes.run(child_tests_a_refresh_that_forgets, output, timeout=300, CUDA_VISIBLE_DEVICES="")
+    assert re.search(rf"fill_replay_metadata, .*{output}_format .*: {output}\[0\] is -77, must be", printed)
 
 
 def test_cmake_dir_holds_the_package():

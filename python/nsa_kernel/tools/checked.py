@@ -2,7 +2,8 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
 from .devices import Device
@@ -27,10 +28,15 @@ class Output:
         """Compares all of the memory."""
         wanted = [POISON] * self.start + expected + [POISON] * GUARD
         found = self.memory.tolist()
-        for at, (value, want) in enumerate(zip(found, wanted, strict=True)):
-            if value != want:
-                return f"{name}[{at - self.start}] is {value}, must be {want}"
-        return ""
+        if found == wanted:
+            return ""
+        at = next(at for at, (value, want) in enumerate(zip(found, wanted, strict=True)) if value != want)
+        return f"{name}[{at - self.start}] is {found[at]}, must be {wanted[at]}"
+
+
+def cumulative_sum(values: Iterable[int]) -> list[int]:
+    """0, then the sums so far, as an int32 output stores them."""
+    return [min(total, MAX_STORED) for total in accumulate(values, initial=0)]
 
 
 def lengths(device: Device, draw: random.Random, values: list[int]) -> Any:

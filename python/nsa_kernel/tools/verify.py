@@ -2,15 +2,17 @@
 
 import math
 import random
-from collections.abc import Iterator
-from itertools import accumulate, chain, product
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from itertools import chain, product
 from typing import Any
 
 import nsa_kernel
 
-from .checked import MAX_STORED, POISON, Output, Run, lengths
+from .checked import MAX_STORED, POISON, Output, Run, cumulative_sum, lengths
 from .devices import Device, cpu, gpus
 from .output import progress, say
+from .schedules import MOST_ABOVE, SPLITS, schedule, topk_plan
 from .verify_indexer import indexer_runs
 
 MOST_TOLD = 10
@@ -18,8 +20,13 @@ MOST_TOLD = 10
 # Sizes and layouts that take every kernel there is.
 DRAFT_EXTEND_REQUESTS = (0, 1, 2, 16, 17, 32, 33, 128, 257, 512, 1000, 1024, 1025, 5000)
 REPLAY_MODES = ("decode", "target_verify", "draft_extend", "ragged draft_extend")
+PER_TOKEN = ("seqlens_expanded", "nsa_cache_seqlens", "nsa_cu_seqlens_k")
 REPLAY_SIZES = ((0, 64), (1, 64), (2, 64), (17, 100), (32, 64), (33, 64), (257, 32), (513, 16), (1100, 16), (3, 9004))
 """Requests, and width of the pool; where rows are not aligned, it is one less."""
+SLOTS, CLUSTERS = (1, 37, 132, 300), (0, 1, 4, 16)
+
+Outputs = dict[str, tuple[list[int], list[int]]]
+"""The shape of each output, and all its elements."""
 
 
 def run() -> int:
@@ -64,10 +71,6 @@ def _tokens(q: list[int], kv: list[int]) -> list[tuple[int, int]]:
 
 def _padded(values: list[int], size: int, rest: int) -> list[int]:
     return values[:size] + [rest] * (size - len(values))
-
-
-def _cumulative_sum(values: list[int]) -> list[int]:
-    return [min(total, MAX_STORED) for total in accumulate(values, initial=0)]
 
 
 # ---- draft_extend ----------------------------------------------------------------------------------------------------
@@ -142,7 +145,10 @@ class ReplayCase:
         pool = bs + 2
         self.slots = [[draw.randrange(-50, 1 << 20) for _ in range(width)] for _ in range(pool)]
         self.pool_indices = [draw.randint(-1, pool) for _ in range(bs)]
-        self.seq_lens = [draw.choice((-1, MAX_STORED, width, draw.randint(0, width))) for _ in range(bs)]
+        longest = draw.choice((MAX_STORED, 400_000))
+        self.seq_lens = [
+            draw.choice((-1, width, 3000, longest, draw.randint(0, width), draw.randint(0, longest))) for _ in range(bs)
+        ]
         self.ragged = mode.startswith("ragged")
         self.extend_seq_lens = [draw.choice((-1, 0, 1, 2, 4, 4, 4, 40)) for _ in range(bs)]
 
@@ -195,13 +201,13 @@ class ReplayCase:
             case "cache_seqlens":
                 return kv
             case "cu_seqlens_k":
-                return _cumulative_sum(self.kv)
+                return cumulative_sum(self.kv)
             case "seqlens_expanded":
                 return _padded(lengths, shape[0], 0)
             case "nsa_cache_seqlens":
                 return _padded([min(length, self.topk) for length in lengths], shape[0], 0)
             case "nsa_cu_seqlens_k":
-                return _cumulative_sum(_padded([min(length, self.topk) for length in lengths], shape[0] - 1, 0))
+                return cumulative_sum(_padded([min(length, self.topk) for length in lengths], shape[0] - 1, 0))
             case "ctx_lens_2d":
                 return _padded([length for length in kv for _ in range(self.n)], math.prod(shape), POISON)
             case "num_tokens":
@@ -217,26 +223,79 @@ class ReplayCase:
             table += _padded([slot // step for slot in live], columns, POISON)
         return _padded(table, rows * columns, POISON)
 
+    def outputs(self, names: Iterable[str]) -> Outputs:
+        """Those of such names, but a schedule and a top-k plan."""
+        return {name: (self.shapes[name], self.expected(name)) for name in names}
+
+    def _rows(self, by_request: bool, capacity: int) -> tuple[list[int], list[int]]:
+        """The length and the tokens of each row of a schedule; of ragged ones, outputs hold so many tokens."""
+        held = self.tokens[:capacity] if self.ragged else self.tokens
+        if by_request:
+            last, counts = dict(held), Counter(b for b, _ in held)  # the last token sees all that its request has
+            requests = range(len(self.kv))
+            return [last.get(b, 0) for b in requests], [counts[b] for b in requests]
+        lengths = [length for _, length in held]
+        lengths += [0] * (capacity - len(held) if self.ragged else 0)
+        return lengths, [1] * len(lengths)
+
+    def schedules(
+        self, draw: random.Random, fmt: str, rows: str, others: Collection[str]
+    ) -> tuple[Outputs, dict[str, Any]]:
+        """A schedule, a top-k plan or both, beside other outputs; and the arguments that say which."""
+        outputs, words = self.outputs(others), dict[str, Any]()
+        capacity = self.shapes["seqlens_expanded"][0] if {*PER_TOKEN} & {*others} else 0
+        which = draw.choice(("schedule", "topk_plan", "both", "both", "both"))
+        if which != "topk_plan":
+            words |= {"schedule_format": fmt, "schedule_rows": rows}
+            lengths, tokens = self._rows(rows == "request", capacity)
+            atoms = -(-max(tokens, default=0) // 2)
+            if fmt == "deepgemm_sm90" and rows == "request" and draw.random() < 0.5:
+                words["schedule_atoms"] = atoms = draw.randint(1, 3)
+            slots = draw.choice(SLOTS)
+            values = schedule(fmt, slots, lengths, tokens, atoms, end=capacity if self.ragged else None)
+            outputs["schedule"] = [slots + 1, 2], values
+        if which != "schedule":
+            words |= {"topk_plan_format": draw.choice([*MOST_ABOVE]), "topk_plan_clusters": draw.choice(CLUSTERS)}
+            lengths, _ = self._rows(False, capacity)
+            size = 2 * (len(lengths) + 1 + draw.randint(0, 2))
+            values = topk_plan(words["topk_plan_format"], lengths, words["topk_plan_clusters"])
+            outputs["topk_plan"] = [size // 2, 2], _padded(values, size, POISON)
+        return outputs, words
+
+
+def refreshes(draw: random.Random, case: ReplayCase) -> Iterator[tuple[Outputs, dict[str, Any]]]:
+    """Outputs that are asked for together, and the arguments that these take: all, some, and with schedules."""
+    some = draw.sample(sorted(case.shapes), 4)
+    yield case.outputs(case.shapes), {}
+    yield case.outputs(some), {}
+    for fmt, rows in product(SPLITS, ("token", "request")):
+        if rows == "token" or not case.ragged or fmt == "deepgemm_sm100_384":
+            others = {*draw.choice(([], some))} | {*draw.sample(PER_TOKEN, case.ragged)}  # which bound a ragged batch
+            yield case.schedules(draw, fmt, rows, sorted(others))
+
 
 def replay_runs(device: Device) -> Iterator[Run]:
-    """Every mode as a function and as a plan, with rows that are aligned and not, with all outputs and with some."""
+    """Every mode as a function and as a plan, with rows that are aligned and not."""
     for mode in REPLAY_MODES:
         for (bs, width), aligned in product(REPLAY_SIZES, (True, False)):
             draw = random.Random(f"{mode} {bs} {aligned}")
             case = ReplayCase(draw, mode, bs, width if aligned else width - 1, aligned)
             inputs = case.inputs(device, draw)
-            some = draw.sample(sorted(case.shapes), 4)
-            for names in (list(case.shapes), some):
+            for expected, words in refreshes(draw, case):
                 for by_plan in (False, True):
-                    shifts = {name: 0 if aligned else draw.randrange(4) for name in names}
-                    outputs = {name: Output(device, case.shapes[name], shift) for name, shift in shifts.items()}
-                    arguments: Any = inputs | {name: output.array for name, output in outputs.items()}
-                    step: Any = mode.removeprefix("ragged ")
+                    outputs = {}
+                    for name, (shape, _) in expected.items():
+                        step = 2 if name in ("schedule", "topk_plan") else 1  # whose elements are pairs
+                        outputs[name] = Output(device, shape, 0 if aligned else draw.randrange(0, 4, step))
+                    arguments: Any = inputs | words | {name: output.array for name, output in outputs.items()}
+                    mode_word: Any = mode.removeprefix("ragged ")
                     if by_plan:
-                        nsa_kernel.ReplayPlan(step, **arguments).run()
+                        nsa_kernel.ReplayPlan(mode_word, **arguments).run()
                     else:
-                        nsa_kernel.fill_replay_metadata(step, **arguments)
-                    wrong = (output.wrong(name, case.expected(name)) for name, output in outputs.items())
+                        nsa_kernel.fill_replay_metadata(mode_word, **arguments)
+                    wrong = (output.wrong(name, expected[name][1]) for name, output in outputs.items())
                     call = "ReplayPlan" if by_plan else "fill_replay_metadata"
                     rows = "aligned" if aligned else "odd"
-                    yield f"{call}, mode {mode}, {bs} requests, {rows} rows", next(filter(None, wrong), "")
+                    what = f"{call}, mode {mode}, {bs} requests, {rows} rows"
+                    what += "".join(f", {name} {word}" for name, word in words.items())
+                    yield what, next(filter(None, wrong), "")

@@ -1,7 +1,7 @@
 """The selftest of the ops of vLLM's indexer."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any
 
@@ -9,12 +9,12 @@ import nsa_kernel
 
 from .checked import MAX_STORED, POISON, Output, Run, lengths
 from .devices import Device
+from .schedules import SPLITS, schedule
 
 # Sizes and layouts that take every kernel there is.
 DECODE_SIZES = ((0, 8), (1, 8), (17, 40), (32, 8), (33, 16), (257, 12), (513, 8), (1100, 4), (3, 2300))
 """Requests, and columns of the block table; where rows are not aligned, it is one less."""
 PREFILL_REQUESTS = (0, 1, 3, 200, 257, 600)
-FORMATS = ("deepgemm_sm90", "deepgemm_sm100_256", "deepgemm_sm100_384")
 SLOTS = 37
 
 
@@ -52,22 +52,6 @@ class Shard:
         return self.local(entries) // self.ratio
 
 
-def _schedule(fmt: str, row_lengths: list[int], first: Callable[[int], int], work: int, end: int) -> list[int]:
-    """Where each slot starts, of rows that have so much work a split; `first` is what column 0 calls a row."""
-    split = 384 if fmt == "deepgemm_sm100_384" else 256
-    units = [(first(r), s) for r, length in enumerate(row_lengths) for s in range(-(-length // split))]
-    total = len(units) * work
-    if total == 0:
-        return [0] * (2 * SLOTS + 2)
-    each, rest = divmod(total, SLOTS)
-    flat: list[int] = []
-    for slot in range(SLOTS):
-        more = max(slot - (SLOTS - rest), 0) if fmt == "deepgemm_sm90" else min(slot, rest)
-        start = slot * each + more
-        flat += units[start // work] if start < total else (end, 0)
-    return [*flat, end, 0]
-
-
 class DecodeCase:
     """The inputs of one refresh, as lists, and what each output must hold."""
 
@@ -87,7 +71,7 @@ class DecodeCase:
         self.num_tokens = max(sum(self.counts) + draw.randint(-3, 5), 0)
         self.capacity = max(self.num_tokens + draw.choice((-2, 0, 700)), 0)
         self.rows = min(self.num_tokens, self.capacity)
-        self.format = draw.choice(FORMATS)
+        self.format = draw.choice(list(SPLITS))
         self.shapes = self._shapes(bs)
         self.outputs = self._native() if layout == "native" else self._rows()
 
@@ -130,7 +114,6 @@ class DecodeCase:
             blocks = self.tables[b][: max(-(-final(max(self.seq_lens[b], 0)) // self.page_size), 1)][: self.columns]
             table += blocks + [POISON] * (self.columns - len(blocks))
         table += [0, *[POISON] * (self.columns - 1)] * missing
-        weight = 9 if self.format == "deepgemm_sm100_384" else 1
         return {
             "global_seq_lens": [length for _, length in held] + [0] * missing,
             "decode_seq_lens": row_lengths + [0] * (self.capacity - rows),
@@ -138,29 +121,18 @@ class DecodeCase:
             "indices": [b for b, _ in held] + [bs + t for t in range(missing)],
             "per_req_lens": self.counts,
             "expanded_block_table": table,
-            "schedule": _schedule(self.format, row_lengths, lambda r: r, weight, rows),
+            "schedule": schedule(self.format, SLOTS, row_lengths, [1] * rows),
         }
 
     def _native(self) -> dict[str, list[int]]:
         m, final = self.most, self.shard.final
         kv = [max(length, 0) for length in self.seq_lens]
-        atoms = -(-m // 2)
-        weight = {"deepgemm_sm90": atoms, "deepgemm_sm100_256": m}.get(self.format, 8 * -(-m // 4) + m)
-        schedule = _schedule(self.format, [final(k) for k in kv], lambda r: r * m, weight, m * len(kv))
-        if self.format == "deepgemm_sm90":
-            schedule = self._atoms(atoms, [final(k) for k in kv])
         return {
             "decode_seq_lens": [final(max(k - m + 1 + j, 0)) for k in kv for j in range(m)],
             "decode_lens": self.counts,
             "per_req_lens": self.counts,
-            "schedule": schedule,
+            "schedule": schedule(self.format, SLOTS, [final(k) for k in kv], [m] * len(kv), atoms=-(-m // 2)),
         }
-
-    @staticmethod
-    def _atoms(atoms: int, row_lengths: list[int]) -> list[int]:
-        """Each atom of a row is a row of its own."""
-        expanded = [length for length in row_lengths for _ in range(atoms)]
-        return _schedule("deepgemm_sm90", expanded, lambda r: r, 1, len(expanded))
 
     def expected(self, name: str) -> list[int]:
         """All elements of an output, row after row."""
