@@ -11,6 +11,7 @@ from .output import say, table
 EXTEND_SEQ_LENS, SEQ_LENS, TOPK = [2, 3], [10, 15], 12
 TOKENS = sum(EXTEND_SEQ_LENS)
 PAGE_SIZE, WIDTH, PAGES = 4, 16, 4
+MULTIPROCESSORS = 3
 UNTOUCHED = -1
 
 
@@ -56,6 +57,7 @@ def replay(device: Device) -> None:
         "nsa_cu_seqlens_k": device.full([TOKENS + 1], UNTOUCHED),
     }
     pages = device.full([TOKENS, PAGES], UNTOUCHED)
+    schedule = device.full([MULTIPROCESSORS + 1, 2], UNTOUCHED)
     nsa_kernel.fill_replay_metadata(
         "draft_extend",
         seq_lens=device.array(SEQ_LENS),
@@ -65,12 +67,16 @@ def replay(device: Device) -> None:
         req_to_token=device.reshape(device.array(range(2 * WIDTH)), [2, WIDTH]),
         page_size=PAGE_SIZE,
         real_page_table=pages,
+        schedule=schedule,
+        schedule_format="deepgemm_sm90",
         **outputs,
     )
     say()
-    say(f"replay: the same batch in one launch, with pages of {PAGE_SIZE} slots; - is left unmodified", "bold")
+    what = f"pages of {PAGE_SIZE} slots and DeepGEMM's schedule for {MULTIPROCESSORS} multiprocessors"
+    say(f"replay: the same batch in one launch, with {what}; - is left unmodified", "bold")
     say()
     rows = [[name, _row(values)] for name, values in outputs.items()]
+    rows.append(["schedule", " ".join(f"({row}, {split})" for row, split in schedule.tolist())])
     rows += [["" if token else "real_page_table", _words(row)] for token, row in enumerate(pages.tolist())]
     table(rows, left=2)
 
