@@ -30,8 +30,8 @@ from tables import change_table, tables
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 ROUNDS, QUICK_ROUNDS = 31, 21
-OPS = ("draft_extend", "replay", "sglang_fused", "sglang_expand")
-QUICK_PARTS = ["draft_extend", "replay", "sglang", "host"]
+OPS = ("draft_extend", "replay", "schedule", "sglang_fused", "sglang_expand")
+QUICK_PARTS = ["draft_extend", "replay", "schedule", "sglang", "host"]
 TEXT_WIDTH = 220
 
 

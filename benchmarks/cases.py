@@ -1,13 +1,16 @@
 """What is timed: the shapes, their inputs, the values that every row must write, and the bytes that it must move."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
+from nsa_kernel.tools import schedules
 from torch import Tensor
 
 TOPK, PAGE_SIZE, TOKENS = 2048, 64, 4
+SCHEDULE_FORMAT, SLOTS = "deepgemm_sm90", 132
+TOPK_PLAN_FORMAT, CLUSTERS = "sglang_topk_v2_sm90", 1  # a plan is written where there are more rows than clusters
 POISON = -7
 SECTOR = 32  # bytes: the least that a GPU reads from memory
 ROTATED_CACHES = 3  # the sets of a case together fill the L2 cache this many times
@@ -146,6 +149,7 @@ class ReplayCase:
     ragged: bool = False
     compact: bool = False
     skewed: bool = False
+    scheduled: bool = False  # with a schedule and a top-k plan, whose rows are tokens
 
     op = "replay"
 
@@ -194,7 +198,21 @@ class ReplayBuffers:
             inputs["extend_seq_lens"] = self.extend_seq_lens
         elif self.case.mode != "decode":
             inputs["num_draft_tokens"] = self.case.tokens
+        if "schedule" in self.outputs:
+            inputs["schedule_format"] = SCHEDULE_FORMAT
+        if "topk_plan" in self.outputs:
+            inputs |= {"topk_plan_format": TOPK_PLAN_FORMAT, "topk_plan_clusters": CLUSTERS}
         return inputs | self.outputs
+
+    def narrowed(self, keep: Callable[[str], bool]) -> "ReplayBuffers":
+        """The same arrays, without the outputs whose names do not pass."""
+        return replace(self, outputs={name: array for name, array in self.outputs.items() if keep(name)})
+
+    @property
+    def row_lengths(self) -> Tensor:
+        """The lengths that the rows of a schedule have, as another launch wrote them."""
+        name = "cache_seqlens" if self.case.mode == "decode" else "seqlens_expanded"
+        return self.expected[name].to(self.seq_lens.device, torch.int32)
 
     @property
     def live(self) -> Tensor:
@@ -205,17 +223,20 @@ class ReplayBuffers:
         """Lengths and indices, and each live entry of the request table once; by sectors where pages lie apart."""
         inputs = self.seq_lens.nbytes + self.req_pool_indices.nbytes
         inputs += self.extend_seq_lens.nbytes if self.case.ragged else 0
-        if not self.case.compact:
+        if "page_table" in self.outputs:
             return inputs + 4 * int(self.live.sum())
-        return inputs + SECTOR * int(((self.live + PAGE_SIZE - 1) // PAGE_SIZE).sum())
+        if "real_page_table" in self.outputs:
+            return inputs + SECTOR * int(((self.live + PAGE_SIZE - 1) // PAGE_SIZE).sum())
+        return inputs
 
     @property
     def bytes_written(self) -> int:
         """Each element of an output once, of the tables the live ones."""
         live = self.live[self.request]
-        elements = int(((live + PAGE_SIZE - 1) // PAGE_SIZE).sum())
-        elements += 0 if self.case.compact else int(live.sum())
-        return 4 * (elements + sum(value.numel() for value in self.expected.values()))
+        elements = sum(value.numel() for name, value in self.expected.items() if name in self.outputs)
+        elements += int(((live + PAGE_SIZE - 1) // PAGE_SIZE).sum()) if "real_page_table" in self.outputs else 0
+        elements += int(live.sum()) if "page_table" in self.outputs else 0
+        return 4 * elements
 
     def poison(self) -> None:
         for output in self.outputs.values():
@@ -224,6 +245,8 @@ class ReplayBuffers:
     def wrong(self, exact: bool) -> str | None:
         """Says where the outputs differ from what they must hold; `exact` also looks at what must be left alone."""
         for name, expected in self.expected.items():
+            if name not in self.outputs:
+                continue
             got = self.outputs[name]
             if message := differs(name, got[: len(expected)], expected):
                 return message
@@ -235,7 +258,9 @@ class ReplayBuffers:
         return None
 
     def _rest(self, name: str) -> int:
-        """What the elements of a per-token output hold that no token fills."""
+        """What the elements of a per-token output hold that no token fills, and entries of a plan after its rows."""
+        if name == "topk_plan":
+            return POISON
         return int(self.expected[name][-1]) if name == "nsa_cu_seqlens_k" else 0
 
     def _wrong_table(self, name: str, page_size: int, exact: bool) -> str | None:
@@ -275,6 +300,8 @@ def replay_shapes(case: ReplayCase) -> dict[str, tuple[int, ...]]:
         shapes["ctx_lens_2d"] = (case.bs, case.tokens)
     if not case.compact:
         shapes["page_table"] = (case.rows, case.width)
+    if case.scheduled:
+        shapes |= {"schedule": (SLOTS + 1, 2), "topk_plan": (case.rows + 1, 2)}
     return shapes
 
 
@@ -292,6 +319,11 @@ def replay_expected(case: ReplayCase, s: Tensor, q: Tensor) -> tuple[Tensor, dic
         "seqlens_expanded": lengths,
         "ctx_lens_2d": kv[:, None].expand(case.bs, case.tokens),
     }
+    if case.scheduled:
+        rows = lengths.tolist() + [0] * (case.rows - len(lengths))
+        schedule = schedules.schedule(SCHEDULE_FORMAT, SLOTS, rows, [1] * case.rows)
+        plan = schedules.topk_plan(TOPK_PLAN_FORMAT, rows, CLUSTERS)
+        values |= {"schedule": torch.tensor(schedule).view(-1, 2), "topk_plan": torch.tensor(plan).view(-1, 2)}
     return request, {name: values[name] for name in replay_shapes(case) if name in values}
 
 
@@ -373,16 +405,31 @@ def replay_grid() -> Iterator[ReplayCase]:
 
 
 SGLANG_BATCH_SIZES = (1, 32, 128, 512)
+SCHEDULED_BATCH_SIZES = (1, 8, 32, 128, 256, 512)
+
+
+def sglang_refreshes(device: str, bs: int) -> Iterator[ReplayCase]:
+    """A refresh of each mode as SGLang's defaults make it: a plain decode has the compact table alone."""
+    kv, width = (8192, 131072) if device == "cuda" else (512, 1024)
+    yield ReplayCase("decode", bs, 1, kv, width, compact=True)
+    yield ReplayCase("target_verify", bs, TOKENS, kv, width)
+    yield ReplayCase("draft_extend", bs, TOKENS, kv, width)
 
 
 def sglang_calls(device: str) -> Iterator[tuple[str, ReplayCase | DraftExtendCase]]:
-    """SGLang's functions as its defaults call them: a plain decode has the compact table alone."""
-    kv, width = (8192, 131072) if device == "cuda" else (512, 1024)
+    """SGLang's functions as its defaults call them."""
     for bs in SGLANG_BATCH_SIZES:
-        yield "fused_dsa_decode_metadata", ReplayCase("decode", bs, 1, kv, width, compact=True)
-        yield "fused_dsa_target_verify_metadata", ReplayCase("target_verify", bs, TOKENS, kv, width)
-        yield "fused_dsa_draft_extend_metadata", ReplayCase("draft_extend", bs, TOKENS, kv, width)
+        for case in sglang_refreshes(device, bs):
+            yield f"fused_dsa_{case.mode}_metadata", case
         yield "seqlens_expand_triton", DraftExtendCase(bs)
+
+
+def scheduled_grid(device: str) -> Iterator[ReplayCase]:
+    """The same refreshes, and a decode of requests that are long enough for rows in a top-k plan."""
+    for of_mode in zip(*(sglang_refreshes(device, bs) for bs in SCHEDULED_BATCH_SIZES), strict=True):
+        yield from (replace(case, scheduled=True) for case in of_mode)
+        if of_mode[0].mode == "decode":
+            yield from (replace(case, scheduled=True, kv=case.width) for case in of_mode)
 
 
 def replay_cpu_grid() -> Iterator[ReplayCase]:

@@ -22,13 +22,17 @@ from peers.names import (
     PLAN,
     REPLAY_CALL,
     REPLAY_PLAN,
+    SCHEDULE,
     SGLANG_FUSED,
+    TRITON_SCHEDULE,
+    WITH_SCHEDULE,
 )
 
 Rows = dict[str, Record]
 COPY_MATTERS = 2_000_000  # bytes
 NO_COMPILATION_US = 5000.0  # a first call at a new shape that takes longer compiles or loads something
 PARITY_CONFIGURATIONS = 300
+SCHEDULE_ADDS_AT_MOST = {32: 0.15, 512: 0.3}  # microseconds, up to so many requests
 
 
 @dataclass
@@ -78,6 +82,12 @@ def ratios(cases: dict[str, Rows], column: str, above: str, below: str) -> dict[
     return {case: value for case, value in found.items() if value is not None}
 
 
+def differences(cases: dict[str, Rows], column: str, larger: str, smaller: str) -> dict[str, float]:
+    """Microseconds that one row takes more than another, of the cases where both were measured."""
+    pairs = {case: [median(rows.get(row), column) for row in (larger, smaller)] for case, rows in cases.items()}
+    return {case: more - less for case, (more, less) in pairs.items() if more is not None and less is not None}
+
+
 def selected(cases: dict[str, Rows], keep: Callable[[Record], bool]) -> dict[str, Rows]:
     """The cases whose shape passes."""
     return {case: rows for case, rows in cases.items() if keep(next(iter(rows.values())))}
@@ -112,6 +122,17 @@ def _replay(cases: dict[str, Rows]) -> Iterator[Limit]:
     yield Limit("replay plan.run / empty launch, host", 1.05, ratios(cases, "host", REPLAY_PLAN, LAUNCH))
 
 
+def _schedule(cases: dict[str, Rows]) -> Iterator[Limit]:
+    above = 0
+    for most, at_most in SCHEDULE_ADDS_AT_MOST.items():
+        some = selected(cases, lambda record, above=above, most=most: above < record.shape["bs"] <= most)
+        name = f"schedule and top-k plan add, us in a graph, {above + 1} to {most} requests"
+        yield Limit(name, at_most, differences(some, "device", WITH_SCHEDULE, REPLAY_PLAN))
+        above = most
+    alone = ratios(cases, "device", SCHEDULE, TRITON_SCHEDULE)
+    yield Limit("a schedule alone / a kernel and a copy, in a graph", 0.5, alone)
+
+
 def _sglang(cases: dict[str, Rows]) -> Iterator[Limit]:
     yield Limit("SGLang's functions after / before, host", 0.5, ratios(cases, "host", AFTER, BEFORE))
 
@@ -142,6 +163,7 @@ def limits(records: list[Record]) -> list[Limit]:
     return [
         *_draft_extend(by_case(records, "draft_extend")),
         *_replay(by_case(records, "replay")),
+        *_schedule(by_case(records, "schedule")),
         *_sglang(by_case(records, "sglang")),
         *_host(by_case(records, "host")),
         *_everywhere(records),

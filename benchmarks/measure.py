@@ -59,7 +59,7 @@ def run_checked(row: Row, sets: Sequence[Any], finish: Call) -> tuple[list[Call]
     """Runs a row once on every set; returns the calls, the microseconds of the first, and what is wrong."""
     calls: list[Call] = []
     first_call = 0.0
-    for buffers in sets:
+    for buffers in map(row.narrow, sets):
         buffers.poison()
         finish()
         start = time.perf_counter_ns()
@@ -105,7 +105,8 @@ class Bench:
         timers: dict[str, dict[str, Callable[[], float]]] = {column: {} for column in self.columns}
         for row, record in zip(rows, records, strict=True):
             record.sets = len(sets)
-            record.bytes_read, record.bytes_written = sets[0].bytes_read, sets[0].bytes_written
+            buffers = row.narrow(sets[0])
+            record.bytes_read, record.bytes_written = buffers.bytes_read, buffers.bytes_written
             self._prepare(row, record, sets, timers)
         for column, of_rows in timers.items():
             for name, time_us in interleave(of_rows, self.rounds).items():
@@ -138,7 +139,7 @@ class Bench:
         for buffers in SETS[case.op](case, self.device)[:1]:
             for row in rows:
                 with contextlib.suppress(Exception):  # the cases that follow report it
-                    row.unfit(case) or row.bind(buffers)()
+                    row.unfit(case) or row.bind(row.narrow(buffers))()
         finish_on(self.device)()
 
 

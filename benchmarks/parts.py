@@ -20,6 +20,7 @@ from peers.names import BOUND_ANEW, FIVE_ARRAYS, FIVE_DLPACK, FOUND_AGAIN, IMPOR
 BATCH_SIZES = (1, 4, 16, 32, 128, 512, 1000, 4000)
 SCALED_BATCH_SIZES = (1, 3, 10, 32, 100, 316, 1000, 3162, 10000, 31623, 100000)
 LOOP_TIMED_UP_TO = 1000
+REPLAY_WARM_UP = ReplayCase("draft_extend", 3, 2, 300, 512)
 
 
 @dataclass
@@ -44,7 +45,13 @@ def draft_extend(bench: Bench, rows: dict[str, list[Row]]) -> Part:
 
 def replay(bench: Bench, rows: dict[str, list[Row]]) -> Part:
     grid = cases.replay_grid() if bench.device == "cuda" else cases.replay_cpu_grid()
-    return of_cases("replay", bench, rows["replay"], list(grid), ReplayCase("draft_extend", 3, 2, 300, 512))
+    return of_cases("replay", bench, rows["replay"], list(grid), REPLAY_WARM_UP)
+
+
+def schedule(bench: Bench, rows: dict[str, list[Row]]) -> Part:
+    """All rows of a case share its arrays: how they lie in memory makes more of a difference than a schedule."""
+    grid, short = cases.scheduled_grid(bench.device), replace(bench, columns=("host", "device"))
+    return of_cases("schedule", short, rows["schedule"], list(grid), replace(REPLAY_WARM_UP, scheduled=True))
 
 
 # ---- SGLang's functions before and after -----------------------------------------------------------------------------
@@ -82,7 +89,7 @@ def scaling_bs(bench: Bench, rows: dict[str, list[Row]]) -> Part:
 
 def scaling_replay(bench: Bench, rows: dict[str, list[Row]], name: str, timed_cases: list[ReplayCase]) -> Part:
     short = replace(bench, columns=("host", "device"))
-    return of_cases(name, short, rows["replay"], timed_cases, ReplayCase("draft_extend", 3, 2, 300, 512))
+    return of_cases(name, short, rows["replay"], timed_cases, REPLAY_WARM_UP)
 
 
 def scaling(bench: Bench, rows: dict[str, list[Row]]) -> list[Part]:
@@ -292,7 +299,7 @@ def parity(bench: Bench, rows: dict[str, list[Row]]) -> Part:
     return Part("parity", steps)
 
 
-PARTS = ("draft_extend", "replay", "sglang", "host", "breakdown", "scaling", "parity")
+PARTS = ("draft_extend", "replay", "schedule", "sglang", "host", "breakdown", "scaling", "parity")
 
 
 def parts(names: list[str], bench: Bench, rows: dict[str, list[Row]]) -> list[Part]:
@@ -300,6 +307,7 @@ def parts(names: list[str], bench: Bench, rows: dict[str, list[Row]]) -> list[Pa
     makers = {
         "draft_extend": draft_extend,
         "replay": replay,
+        "schedule": schedule,
         "sglang": sglang,
         "host": host,
         "breakdown": breakdown,

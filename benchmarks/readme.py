@@ -18,8 +18,11 @@ from peers.names import (
     PLAN,
     PYTHON_LOOP,
     REPLAY_PLAN,
+    SCHEDULE,
     SGLANG_FUSED,
     TRITON_AFTER_ITEM,
+    TRITON_SCHEDULE,
+    WITH_SCHEDULE,
 )
 from results import Results
 
@@ -92,17 +95,39 @@ def _replay_lines(results: Results) -> list[str]:
     return _markdown(["replay, device time in a graph", "ours", SGLANG_FUSED, COPY], lines)
 
 
+def _by_batch(what: str, cells: dict[str, dict[str, str]]) -> list[str]:
+    """A table of a line for each name and a column for each batch, or nothing where there is none."""
+    batches = list(dict.fromkeys(batch for line in cells.values() for batch in line))
+    lines = [[name, *(line.get(batch, "-") for batch in batches)] for name, line in cells.items()]
+    return ["", *_markdown([what, *batches], lines)] if cells else []
+
+
+def _schedule_lines(results: Results) -> list[str]:
+    """What a refresh takes without and with, and a schedule alone beside what engines do."""
+    cases = by_case(results.records, "schedule")
+    what = {
+        "device time without → with schedule and top-k plan": (REPLAY_PLAN, WITH_SCHEDULE),
+        f"device time of {TRITON_SCHEDULE} → of ours alone": (TRITON_SCHEDULE, SCHEDULE),
+    }
+    tables: list[str] = []
+    for name, pair in what.items():
+        cells: dict[str, dict[str, str]] = {}
+        for rows in cases.values():
+            shape = next(iter(rows.values())).shape
+            times = [median(rows.get(row), "device") for row in pair]
+            text = " → ".join("-" if time_us is None else f"{time_us:.2f}" for time_us in times)
+            cells.setdefault(f"`{shape['mode']}`, kv {shape['kv']}", {})[f"bs {shape['bs']}"] = text
+        tables += _by_batch(name, cells)
+    return tables
+
+
 def _sglang_lines(results: Results) -> list[str]:
-    """A line a function, or nothing where none was measured."""
     functions: dict[str, dict[str, str]] = {}
     for case, rows in by_case(results.records, "sglang").items():
         function, _, batch = case.partition(", ")
         pairs = [[_short(median(rows.get(row), column)) for row in (BEFORE, AFTER)] for column in ("host", "device")]
-        functions.setdefault(function, {})[batch] = ", ".join(f"{before} → {after}" for before, after in pairs)
-    batches = list(dict.fromkeys(batch for cells in functions.values() for batch in cells))
-    lines = [[f"`{name}`", *(cells.get(batch, "-") for batch in batches)] for name, cells in functions.items()]
-    header = [f"{BEFORE} → with this plug-in: host, device time", *batches]
-    return ["", *_markdown(header, lines)] if functions else []
+        functions.setdefault(f"`{function}`", {})[batch] = ", ".join(f"{before} → {after}" for before, after in pairs)
+    return _by_batch(f"{BEFORE} → with this plug-in: host, device time", functions)
 
 
 def load_refresh(results: Path) -> dict[str, Any] | None:
@@ -143,7 +168,8 @@ def readme_block(results: Results, source: str, refresh: dict[str, Any] | None =
 
 def tables_block(results: Results, source: str) -> str:
     """The tables of docs/performance.md. `source` is the path from the page to the results file."""
-    lines = [*_draft_extend_lines(results), "", *_replay_lines(results), *_sglang_lines(results)]
+    lines = [*_draft_extend_lines(results), "", *_replay_lines(results)]
+    lines += [*_schedule_lines(results), *_sglang_lines(results)]
     return _block(source, [f"Medians in us. {_where(results)}.", "", *lines])
 
 

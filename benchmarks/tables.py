@@ -3,11 +3,24 @@
 from collections.abc import Iterable, Sequence
 
 from compare import Change
-from limits import Limit, Rows, by_case, limits, median, ratio, ratios
+from limits import Limit, Rows, by_case, differences, limits, median, ratio, ratios
 from measure import COLUMNS, FAILED, OK, SKIPPED, WRONG, Record
 from nsa_kernel.tools.benchmark import Spread
 from peers import FLOOR, OURS, PEER
-from peers.names import AFTER, BEFORE, COPY, LAUNCH, NODE, REPLAY_CALL, REPLAY_PLAN, SGLANG_FUSED
+from peers.names import (
+    AFTER,
+    BEFORE,
+    COPY,
+    LAUNCH,
+    NODE,
+    REPLAY_CALL,
+    REPLAY_PLAN,
+    SCHEDULE,
+    SGLANG_FUSED,
+    TORCH_OPERATORS,
+    TRITON_SCHEDULE,
+    WITH_SCHEDULE,
+)
 from results import Results
 from rich import box
 from rich.table import Table
@@ -114,17 +127,53 @@ def replay_table(cases: dict[str, Rows]) -> Table:
     return draw_table(title, header, (line for case, rows in cases.items() for line in _replay_lines(case, rows)))
 
 
+def _not_timed_lines(case: str, records: Iterable[Record | None]) -> Iterable[Line]:
+    for record in records:
+        if record and record.status != OK:
+            (told,), style = _not_timed(record)
+            yield [f"{case}: {told}"], style
+
+
+def _with_schedule_lines(case: str, rows: Rows) -> Iterable[Line]:
+    records = [rows.get(row) for row in (REPLAY_PLAN, WITH_SCHEDULE)]
+    added = differences({case: rows}, "device", WITH_SCHEDULE, REPLAY_PLAN)
+    device, host = ([timing(getattr(record, column, None)) for record in records] for column in ("device", "host"))
+    yield [case, *device, number(added.get(case)), *host], ""
+    yield from _not_timed_lines(case, records)
+
+
+def with_schedule_table(cases: dict[str, Rows]) -> Table:
+    """One line a case: what schedule and top-k plan add to a refresh."""
+    header = ["case", "in a graph: without", "with", "added", "host: without", "with"]
+    lines = (line for case, rows in cases.items() for line in _with_schedule_lines(case, rows))
+    return draw_table("a refresh without and with schedule and top-k plan, us", header, lines)
+
+
+def _schedule_lines(case: str, rows: Rows) -> Iterable[Line]:
+    records = [rows.get(row) for row in (SCHEDULE, TRITON_SCHEDULE, TORCH_OPERATORS)]
+    cells = [case]
+    for column in ("device", "host"):
+        ours, engine, torch = (timing(getattr(record, column, None)) for record in records)
+        cells += [ours, engine, times(ratio(rows, column, SCHEDULE, TRITON_SCHEDULE)), torch]
+    yield cells, ""
+    yield from _not_timed_lines(case, records)
+
+
+def schedule_table(cases: dict[str, Rows]) -> Table:
+    """One line a case: a schedule as a launch of its own, beside what engines do."""
+    header = ["case", "in a graph: ours", "Triton, copy", "ours / it", "torch"]
+    header += ["host: ours", "Triton, copy", "ours / it", "torch"]
+    lines = (line for case, rows in cases.items() for line in _schedule_lines(case, rows))
+    return draw_table("a schedule as a launch of its own, us", header, lines)
+
+
 def _sglang_lines(case: str, rows: Rows) -> Iterable[Line]:
-    records = [rows[row] for row in (BEFORE, AFTER) if row in rows]
     cells = [case]
     for column in ("host", "device"):
         cells += [timing(getattr(rows.get(row), column, None)) for row in (BEFORE, AFTER)]
         cells.append(times(ratio(rows, column, AFTER, BEFORE)))
     yield cells, ""
-    for record in records:
-        if record.status != OK:
-            (told,), style = _not_timed(record)
-            yield [f"{case}: {told}"], style
+    yield from _not_timed_lines(case, rows.values())
 
 
 def sglang_table(cases: dict[str, Rows]) -> Table:
@@ -236,12 +285,17 @@ def tables(results: Results) -> list[Table | str]:
         shown += [replay_table(replay), *slowest_lines(replay)]
         served = [case for case in replay if case.startswith(SERVER_REPLAY)]
         shown += [replay_server_table(case, replay[case]) for case in served[-1:]]
-    drawn = {"sglang": sglang_table, "host": host_table, "breakdown": breakdown_table, "parity": parity_table}
-    for part, table in drawn.items():
+    drawn = [("schedule", with_schedule_table), ("schedule", schedule_table), ("sglang", sglang_table)]
+    drawn += [("host", host_table), ("breakdown", breakdown_table), ("parity", parity_table)]
+    for part, table in drawn:
         if cases := by_case(records, part):
             shown.append(table(cases))
     found = limits(records)
-    failing = [f"{limit.name}: {case}: {number(value)}" for limit in found for case, value in limit.failing.items()]
+    failing = [
+        f"over its limit: {case}: {limit.name}: {number(value)}, must be at most {number(limit.at_most)}"
+        for limit in found
+        for case, value in limit.failing.items()
+    ]
     return [*shown, limit_table(found), *failing]
 
 

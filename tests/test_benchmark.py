@@ -15,6 +15,7 @@ import pytest
 import torch
 from nsa_kernel.tools import benchmark
 from nsa_kernel.tools.benchmark import Spread
+from sglang_process import in_child
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -153,6 +154,11 @@ REPLAY_CASES = [
     cases.ReplayCase("decode", 5, 1, 300, 512),
     cases.ReplayCase("target_verify", 5, 4, 300, 512),
 ]
+SCHEDULED_CASES = [
+    cases.ReplayCase("decode", 40, 1, 300_000, 512, compact=True, scheduled=True),
+    cases.ReplayCase("target_verify", 5, 4, 300, 512, scheduled=True),
+    cases.ReplayCase("draft_extend", 150, 4, 300, 512, scheduled=True),
+]
 CASES = [cases.DraftExtendCase(1), cases.DraftExtendCase(40), *REPLAY_CASES]
 
 
@@ -165,6 +171,40 @@ def test_every_row_of_the_cpu_is_right(case):
         assert record.status in (measure.OK, measure.SKIPPED), record.note
         assert (record.host is not None) == (record.status == measure.OK)
     assert "sglang kernels: skipped, it needs a GPU" in missing
+
+
+@pytest.mark.parametrize("case", SCHEDULED_CASES, ids=lambda case: case.name)
+def test_every_schedule_of_the_cpu_is_right(case):
+    rows, missing = peers.rows("schedule", "cpu")
+    records = {record.row: record for record in measure.Bench("cpu", rounds=1).measure("schedule", case, rows)}
+    assert records.keys() == {names.REPLAY_PLAN, names.WITH_SCHEDULE, names.SCHEDULE, names.TORCH_OPERATORS}
+    assert [record.note for record in records.values() if record.status != measure.OK or record.host is None] == []
+    assert any(line.startswith("triton kernels: skipped") for line in missing)
+    alone, without = records[names.SCHEDULE], records[names.REPLAY_PLAN]
+    assert alone.bytes_written == 4 * 2 * (cases.SLOTS + 1)
+    assert without.bytes_moved + alone.bytes_written <= records[names.WITH_SCHEDULE].bytes_moved
+
+
+def test_rows_of_a_schedule_share_their_arrays():
+    (buffers,) = cases.replay_sets(SCHEDULED_CASES[1], "cpu")
+    with_schedule = set(buffers.outputs.values())
+    for row in peers.rows("schedule", "cpu")[0]:
+        narrowed = row.narrow(buffers)
+        assert set(narrowed.outputs.values()) <= with_schedule
+        assert narrowed.req_to_token is buffers.req_to_token
+
+
+def child_interprets_the_schedule_of_triton(_folder):
+    triton_kernels = importlib.import_module("peers.triton_kernels")
+    triton_kernels._gpu_only = lambda device: None
+    (row,) = triton_kernels.schedule("cpu")
+    for case in SCHEDULED_CASES:
+        print(measure.run_checked(row, cases.replay_sets(case, "cpu"), int)[2])
+
+
+def test_the_schedule_of_triton_is_right(sglang_folder):
+    printed = in_child(sglang_folder, child_interprets_the_schedule_of_triton, TRITON_INTERPRET="1")
+    assert printed == "None\n" * len(SCHEDULED_CASES)
 
 
 def spoiled(case, spoil):
@@ -192,7 +232,7 @@ def test_a_write_past_the_tokens_is_found():
     assert f"[0] is 5, must be {cases.POISON}" in spoiled(cases.DraftExtendCase(40), spoil)
 
 
-@pytest.mark.parametrize("case", REPLAY_CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*REPLAY_CASES, *SCHEDULED_CASES], ids=lambda case: case.name)
 def test_every_spoiled_output_is_found(case):
     for name in cases.replay_shapes(case):
 
@@ -324,6 +364,14 @@ def test_compact_reads_a_sector_a_page():
     assert buffers.bytes_read == 16 + cases.SECTOR * pages
 
 
+def test_schedules_are_timed_in_every_mode_and_where_requests_are_long():
+    for device in ("cpu", "cuda"):
+        grid = list(cases.scheduled_grid(device))
+        assert len({case.name for case in grid}) == len(grid) == 4 * len(cases.SCHEDULED_BATCH_SIZES)
+        assert {case.mode for case in grid} == {"decode", "target_verify", "draft_extend"}
+        assert all(case.scheduled for case in grid)
+
+
 def test_the_grid_holds_every_kind():
     grid = list(cases.replay_grid())
     assert len(grid) == 8 * 3 + 3 * 2 + 1
@@ -394,6 +442,31 @@ def test_replay_limits():
     assert {found.verdict for found in limits.limits(records)} == {"PASS", "not measured"}
     slower = [*records, *replay_records("slower", 8.1, 8.0, 1.0, 1_000_000, {"bs": 9})]
     assert limit(slower, "replay / SGLang, device, each").failing == {"slower": pytest.approx(1.0125)}
+
+
+def schedule_records(bs, without, with_schedule, alone, peer, case=None):
+    times = {
+        names.REPLAY_PLAN: without,
+        names.WITH_SCHEDULE: with_schedule,
+        names.SCHEDULE: alone,
+        names.TRITON_SCHEDULE: peer,
+    }
+    shape = {"mode": "decode", "kv": 8192, "bs": bs}
+    return [record("schedule", case or f"bs {bs}", row, device=us, shape=shape) for row, us in times.items()]
+
+
+def test_schedule_limits():
+    records = [
+        *schedule_records(1, 1.5, 1.625, 1.3, 3.0),
+        *schedule_records(32, 2.0, 2.25, 1.4, 3.0),
+        *schedule_records(128, 3.0, 3.25, 1.6, 3.0),
+    ]
+    few, many = (found for found in limits.limits(records) if found.name.startswith("schedule and top-k plan add"))
+    assert few.values == {"bs 1": pytest.approx(0.125), "bs 32": pytest.approx(0.25)}
+    assert list(few.failing) == ["bs 32"]
+    assert many.values == {"bs 128": pytest.approx(0.25)}
+    assert many.verdict == "PASS"
+    assert list(limit(records, "a schedule alone").failing) == ["bs 128"]
 
 
 def test_wrong_rows_and_slow_first_calls_and_missing_parity_fail():
@@ -512,6 +585,16 @@ def test_the_tables_have_sglangs_functions_where_they_were_measured():
     ]
 
 
+def test_the_tables_have_schedules_where_they_were_measured():
+    found = some_results()
+    found.records += [*schedule_records(1, 1.5, 1.625, 1.3, 3.0), *schedule_records(8, 2.0, None, 1.4, 3.5)]
+    lines = readme.tables_block(found, "benchmarks/results/a-gpu/results.json").splitlines()
+    at = lines.index("| device time without → with schedule and top-k plan | bs 1 | bs 8 |")
+    assert lines[at + 2 : at + 4] == ["| `decode`, kv 8192 | 1.50 → 1.62 | 2.00 → - |", ""]
+    assert lines[at + 4] == f"| device time of {names.TRITON_SCHEDULE} → of ours alone | bs 1 | bs 8 |"
+    assert lines[at + 6] == "| `decode`, kv 8192 | 3.00 → 1.30 | 3.50 → 1.40 |"
+
+
 PAGES = {"README.md": readme.readme_block, "docs/performance.md": readme.tables_block}
 
 
@@ -546,9 +629,11 @@ def test_bench_runs_on_the_cpu(tmp_path):
         command = [sys.executable, ROOT / "benchmarks" / "bench.py", *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
-    run = ["--device", "cpu", "--only", "host,breakdown", "--rounds", "2", "--out", tmp_path]
-    assert "five torch arrays" in bench("run", *run)
+    run = ["--device", "cpu", "--only", "host,breakdown,schedule", "--rounds", "2", "--out", tmp_path]
+    printed = bench("run", *run)
+    assert "five torch arrays" in printed
+    assert "draft_extend uniform 512 x 4" in printed
     path = tmp_path / "partial.json"
-    assert results.load(path).settings["parts"] == ["host", "breakdown"]
+    assert results.load(path).settings["parts"] == ["host", "breakdown", "schedule"]
     assert "whole call" in bench("show", path)
     assert "0 of" in bench("compare", path, path)

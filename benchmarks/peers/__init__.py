@@ -1,7 +1,7 @@
 """Rows: one way to do an op each. A module of this folder offers the rows of one implementation, ours included.
 
-A module has `draft_extend(device)`, `replay(device)`, and for the functions of SGLang `sglang_fused(device)` and
-`sglang_expand(device)`, or some of them, which return rows or raise `MissingError`.
+A module has `draft_extend(device)`, `replay(device)`, `schedule(device)`, and for the functions of SGLang
+`sglang_fused(device)` and `sglang_expand(device)`, or some of them, which return rows or raise `MissingError`.
 """
 
 import importlib
@@ -31,7 +31,13 @@ class Row:
     stores_count: bool = False
     host: bool = True
     in_graph: bool = False  # can be captured, and its device time is its own
+    narrow: Callable[[Any], Any] = lambda buffers: buffers  # to the outputs that it writes, where not all
     unfit: Callable[[Any], str | None] = lambda case: None  # why a case is not run
+
+
+def schedule_alone(buffers: Any) -> Any:
+    """Narrows buffers of `replay` to the schedule."""
+    return buffers.narrowed(lambda name: name == "schedule")
 
 
 def rows(op: str, device: str) -> tuple[list[Row], list[str]]:

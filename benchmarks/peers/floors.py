@@ -36,4 +36,8 @@ def _floors(device: str) -> list[Row]:
     ]
 
 
+def schedule(device: str) -> list[Row]:
+    return [row for row in _floors(device) if row.name != COPY]
+
+
 draft_extend = replay = _floors

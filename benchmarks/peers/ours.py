@@ -7,8 +7,8 @@ from typing import Any
 import nsa_kernel
 import nsa_kernel.sglang
 
-from peers import OURS, Row
-from peers.names import AFTER, CALL, COUNT, PLAN, REPLAY_CALL, REPLAY_PLAN
+from peers import OURS, Row, schedule_alone
+from peers.names import AFTER, CALL, COUNT, PLAN, REPLAY_CALL, REPLAY_PLAN, SCHEDULE, WITH_SCHEDULE
 from peers.sglang_kernels import expand_call, fused_call
 
 
@@ -56,6 +56,18 @@ def replay(_device: str) -> list[Row]:
         Row(REPLAY_CALL, OURS, _replay_call, exact=True),
         Row(REPLAY_PLAN, OURS, _replay_plan, exact=True, in_graph=True),
     ]
+
+
+def schedule(_device: str) -> list[Row]:
+    return [
+        Row(REPLAY_PLAN, OURS, _replay_plan, exact=True, in_graph=True, narrow=_without_schedule),
+        Row(WITH_SCHEDULE, OURS, _replay_plan, exact=True, in_graph=True),
+        Row(SCHEDULE, OURS, _replay_plan, exact=True, in_graph=True, narrow=schedule_alone),
+    ]
+
+
+def _without_schedule(buffers: Any) -> Any:
+    return buffers.narrowed(lambda name: name not in ("schedule", "topk_plan"))
 
 
 def sglang_fused(_device: str) -> list[Row]:

@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 from cases import PAGE_SIZE, TOPK
+from nsa_kernel.tools.schedules import SPLITS
 
-from peers import PEER, Row
+from peers import PEER, Row, schedule_alone
 from peers.names import TORCH_OPERATORS
 
 MOST_TABLE_ELEMENTS = 1 << 26
@@ -57,6 +58,23 @@ def _replay(buffers: Any) -> Callable[[], object]:
     return fill
 
 
+def _schedule(buffers: Any) -> Callable[[], object]:
+    """Reads the lengths of rows that another launch wrote."""
+    lengths, schedule = buffers.row_lengths, buffers.outputs["schedule"]
+    split, slots = SPLITS[buffers.arguments["schedule_format"]], len(schedule) - 1
+
+    def fill() -> None:
+        ends = torch.cumsum((lengths + split - 1) // split, 0)
+        total = ends[-1]
+        slot = torch.arange(slots + 1, device=lengths.device)
+        start = slot * (total // slots) + torch.clamp(slot - (slots - total % slots), min=0)
+        row = torch.searchsorted(ends, start, right=True)
+        before = torch.where(row > 0, ends[row - 1], 0)
+        schedule.copy_(torch.stack([row, start - before], 1))
+
+    return fill
+
+
 def _replay_unfit(case: Any) -> str | None:
     if case.ragged:
         return "needs the same number of tokens of every request"
@@ -70,3 +88,7 @@ def draft_extend(_device: str) -> list[Row]:
 
 def replay(_device: str) -> list[Row]:
     return [Row(TORCH_OPERATORS, PEER, _replay, unfit=_replay_unfit)]
+
+
+def schedule(_device: str) -> list[Row]:
+    return [Row(TORCH_OPERATORS, PEER, _schedule, exact=True, in_graph=True, narrow=schedule_alone)]

@@ -1,7 +1,8 @@
-"""Draft-extend as engines wrote it around a kernel: torch sums the counts, the host reads the total, a kernel fills.
+"""What engines do around a kernel, which is Triton's here.
 
-The kernel is Triton's here in each of the three. A launch through Triton costs the host more than one from C++, by less
-than the sum and the wait for the total cost together.
+Of draft-extend: torch sums the counts, the host reads the total, a kernel fills. A launch through Triton costs the host
+more than one from C++, by less than the sum and the wait for the total cost together. Of a schedule: a kernel writes it
+to an allocation of its own, from lengths that another launch wrote, and a copy brings it to where a graph reads it.
 """
 
 from collections.abc import Callable
@@ -11,12 +12,14 @@ import torch
 import triton
 import triton.language as tl
 from cases import TOPK
+from nsa_kernel.tools.schedules import SPLITS
 
-from peers import PEER, MissingError, Row
-from peers.names import TRITON_AFTER_ITEM
+from peers import PEER, MissingError, Row, schedule_alone
+from peers.names import TRITON_AFTER_ITEM, TRITON_SCHEDULE
 
 BLOCK = 256
 LINEAR_SEARCH_REQUESTS = 16
+SCHEDULE_COMPARISONS, SCHEDULE_WARPS = 1 << 14, 8
 
 
 @triton.jit
@@ -66,6 +69,33 @@ def token_kernel(
     tl.store(clipped + t, tl.minimum(seqlen, topk), mask=mask)
 
 
+@triton.jit
+def schedule_kernel(
+    lengths,
+    schedule,
+    rows,
+    SLOTS: tl.constexpr,  # noqa: N803
+    SPLIT: tl.constexpr,  # noqa: N803
+    ROWS: tl.constexpr,  # noqa: N803
+    STEP: tl.constexpr,  # noqa: N803
+):
+    """One program, as those of vendors are one block: sums the splits of all rows, then finds those of STEP slots."""
+    r = tl.arange(0, ROWS)
+    splits = (tl.load(lengths + r, mask=r < rows, other=0) + SPLIT - 1) // SPLIT
+    ends = tl.cumsum(splits, 0)
+    total = tl.sum(splits, 0)
+    each = total // SLOTS
+    rest = total % SLOTS
+    for first in range(0, SLOTS + 1, STEP):
+        slot = first + tl.arange(0, STEP)
+        start = slot * each + tl.maximum(slot - (SLOTS - rest), 0)
+        passed = (ends[None, :] <= start[:, None]) & (r < rows)[None, :]
+        row = tl.sum(passed.to(tl.int32), 1)
+        before = tl.max(tl.where(passed, ends[None, :], 0), 1)
+        tl.store(schedule + 2 * slot, row, mask=slot <= SLOTS)
+        tl.store(schedule + 2 * slot + 1, start - before, mask=slot <= SLOTS)
+
+
 def _after_item(buffers: Any) -> Callable[[], object]:
     q, k = buffers.extend_seq_lens, buffers.seq_lens
     outputs = buffers.out_seqlens_expanded, buffers.out_nsa_cache_seqlens
@@ -99,7 +129,31 @@ def _structure(variant: str) -> Row:
     return Row(f"zeros, cumsum, copy_, item, {variant} search", PEER, bind, returns_count=True)
 
 
-def draft_extend(device: str) -> list[Row]:
+def _schedule(buffers: Any) -> Callable[[], object]:
+    lengths, schedule = buffers.row_lengths, buffers.outputs["schedule"]
+    split, slots = SPLITS[buffers.arguments["schedule_format"]], len(schedule) - 1
+    most_rows = max(triton.next_power_of_2(len(lengths)), 32)
+    step = min(triton.next_power_of_2(slots + 1), max(SCHEDULE_COMPARISONS // most_rows, 1))
+    sizes = {"SLOTS": slots, "SPLIT": split, "ROWS": most_rows, "STEP": step, "num_warps": SCHEDULE_WARPS}
+
+    def fill() -> None:
+        made = torch.empty_like(schedule)
+        schedule_kernel[(1,)](lengths, made, len(lengths), **sizes)
+        schedule.copy_(made)
+
+    return fill
+
+
+def _gpu_only(device: str) -> None:
     if device == "cpu":
         raise MissingError("it needs a GPU")
+
+
+def schedule(device: str) -> list[Row]:
+    _gpu_only(device)
+    return [Row(TRITON_SCHEDULE, PEER, _schedule, exact=True, in_graph=True, narrow=schedule_alone)]
+
+
+def draft_extend(device: str) -> list[Row]:
+    _gpu_only(device)
     return [Row(TRITON_AFTER_ITEM, PEER, _after_item, returns_count=True), _structure("basic"), _structure("adaptive")]
