@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := PYTHONPYCACHEPREFIX="$(CURDIR)/build/pycache" $(BIN)/python -m pytest
+PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 STEP := @packaging/step.sh
 
 PACKAGE := $(shell find CMakeLists.txt pyproject.toml packaging cpp cuda python -type f -not -name '*.pyc')
@@ -23,7 +24,7 @@ demo: $(VENV)/.package ## build, and run the main job on a small batch: a minute
 	@$(BIN)/python -m nsa_kernel demo
 
 test: $(VENV)/.package $(VENV)/.test build/prefix ## build, and run the tests
-	NSA_KERNEL_PREFIX="$(CURDIR)/build/prefix" $(PYTEST)
+	NSA_KERNEL_PREFIX="$(CURDIR)/build/prefix" $(PYTEST) $(PARALLEL)
 
 fuzz: $(VENV)/.package $(VENV)/.test ## the fuzz tests, for as long as FUZZ_EXAMPLES says
 	HYPOTHESIS_PROFILE=fuzz $(PYTEST) tests/test_fuzz.py

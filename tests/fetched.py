@@ -1,5 +1,6 @@
 """What tests download: named on the terminal, and kept in build/peers."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -20,11 +21,19 @@ def fetched(config, name, *packages, source=None):
     Skips the test where they cannot be fetched.
     """
     folder = PEERS / "{}-py{}.{}".format(name, *sys.version_info)
-    if folder.is_dir():
-        return folder
+    PEERS.mkdir(parents=True, exist_ok=True)
+    with open(PEERS / f"{folder.name}.lock", "w") as lock:  # processes of a parallel run wait for each other
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            fetch(config, folder, packages, source)
+    return folder
+
+
+def fetch(config, folder, packages, source):
     wanted = [*filter(None, [source]), *packages]
     with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print(f"\ndownloads {', '.join(wanted)} into {folder.relative_to(PEERS.parents[1])}, once", flush=True)
+        where = folder.relative_to(PEERS.parents[1])
+        print(f"\ndownloads {', '.join(wanted)} into {where}, once", file=sys.stderr, flush=True)
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     commands = [[*PIP, unfinished, "--no-deps", *packages]]
     if source:
@@ -44,7 +53,6 @@ def fetched(config, name, *packages, source=None):
         archive.unlink()
     shutil.rmtree(unfinished / "tools", ignore_errors=True)
     unfinished.rename(folder)
-    return folder
 
 
 def unpack_python(archive, folder):
