@@ -8,7 +8,7 @@ root=$work/root
 limit=${LIMIT:-900}
 
 if [ ! -e "$root/usr/bin/python3" ]; then
-  mkdir -p "$work"/{packages,qemu,root}
+  mkdir -p "$work"/{packages,qemu} "$root"/{dev,mnt,proc,tmp}
   packaging/trixie.sh "$work/apt" arm64 install --download-only bash coreutils dash g++ make python3
   for package in "$work"/apt/cache/archives/*.deb; do
     dpkg -x "$package" "$root"

@@ -8,12 +8,12 @@ export PYTHON_GIL=0 NSA_KERNEL_CUDA=OFF
 
 build_python() { # FOLDER OPTIONS...
   local folder=$1
-  if [ -x "$folder/python" ]; then
+  if [ -x "$folder/installed/bin/python3" ]; then
     return
   fi
   mkdir -p "$folder"
   tar -x --strip-components 1 -C "$folder" -f "$work"/python3.13_*.orig.tar.xz
-  (cd "$folder" && ./configure --disable-gil "${@:2}" && make -s -j"$(nproc)") > "$folder.log" 2>&1
+  (cd "$folder" && ./configure --disable-gil --prefix="$folder/installed" "${@:2}" && make -s -j"$(nproc)" install) > "$folder.log" 2>&1
 }
 
 mkdir -p "$work"
@@ -24,7 +24,7 @@ fi
 echo "== Python without the GIL"
 build_python "$work/python"
 python=$work/venv/bin/python
-[ -x "$python" ] || "$work/python/python" -m venv "$work/venv"
+[ -x "$python" ] || "$work/python/installed/bin/python3" -m venv "$work/venv"
 "$python" -c 'import sys; print(sys.version); assert not sys._is_gil_enabled()'
 # The releases that are pinned have no wheels for every free-threaded Python; the newest that has one will do.
 "$python" -m pip --quiet install --only-binary=:all: cmake hypothesis numpy pytest torch
@@ -38,4 +38,4 @@ rm -rf "$work/site"
 "$python" -m pip --quiet install --no-deps --target "$work/site" numpy . \
   --config-settings cmake.build-type=RelWithDebInfo --config-settings cmake.define.NSA_KERNEL_SANITIZE=thread
 TSAN_OPTIONS=halt_on_error=1:suppressions=$work/tsan/Tools/tsan/suppressions_free_threading.txt \
-  PYTHONPATH=$work/site "$work/tsan/python" tests/stress.py 60
+  PYTHONPATH=$work/site "$work/tsan/installed/bin/python3" tests/stress.py 60
