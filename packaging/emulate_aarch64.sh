@@ -23,6 +23,7 @@ target=(--quiet install --target "$root/site" --only-binary=:all: --implementati
 if [ ! -e "$root/site/torch" ]; then
   "$work/tools/bin/pip" "${target[@]}" cmake hypothesis numpy pytest filelock fsspec jinja2 networkx sympy typing-extensions
   "$work/tools/bin/pip" "${target[@]}" --no-deps torch==2.10.0
+  sed -i '1s|^#!.*|#!/usr/bin/python3|' "$root"/site/bin/*
 fi
 rm -rf "$root"/site/nsa_kernel*
 for wheel in "$work"/wheelhouse/*.whl; do
