@@ -171,7 +171,7 @@ def child_logs_late(folder):
 
 
 def test_the_log_lines_wait_for_the_log(in_child):
-    log = in_child(child_logs_late)
+    log = in_child(child_logs_late, NSA_KERNEL_VLLM="")  # as if it were not set
     assert log.startswith("started\n")
     assert said(log) == [replaces(*level) for level in LEVELS.items()]
 
@@ -206,10 +206,11 @@ def child_stays_untouched(folder, attribute=None, value=None):
     ("arguments", "environment", "reason"),
     [
         ([], {"NSA_KERNEL_VLLM": "0"}, "NSA_KERNEL_VLLM is 0"),
+        ([], {"NSA_KERNEL_VLLM": "on"}, "NSA_KERNEL_VLLM is 'on', must be 0, functions or 1"),
         (["hip", "7.0"], {}, "torch is built for ROCm"),
         (["cuda", None], {}, "torch is built without CUDA"),
     ],
-    ids=["switched_off", "rocm", "cpu"],
+    ids=["switched_off", "unknown_word", "rocm", "cpu"],
 )
 def test_vllm_stays_untouched_and_the_log_says_why(in_child, arguments, environment, reason):
     log = in_child(child_stays_untouched, *arguments, **environment)

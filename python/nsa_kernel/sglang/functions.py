@@ -9,7 +9,7 @@ A call keeps nothing: to read every array anew costs less than to find a plan by
 import torch
 
 import nsa_kernel
-from nsa_kernel.sglang import log
+from nsa_kernel.sglang.log import log
 
 
 def fused_dsa_decode_metadata(

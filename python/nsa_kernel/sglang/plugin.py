@@ -2,14 +2,13 @@
 
 import importlib
 import inspect
-import os
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 import nsa_kernel
-from nsa_kernel.sglang import functions, log, versions
+from nsa_kernel import _plugin
+from nsa_kernel.sglang import functions, versions
+from nsa_kernel.sglang.log import log
 
 _METADATA = "sglang.kernels.ops.attention.dsa.metadata"
 _PAD = "sglang.kernels.ops.attention.pad"
@@ -60,20 +59,15 @@ def _refresh_methods() -> dict[str, Callable[..., None]]:
 
 def _refresh_obstacle() -> str:
     """Why the refresh has to stay as it is; empty where nothing speaks against it."""
-    if os.environ.get(_SWITCH) == "functions":
+    if _plugin.switch_of(_SWITCH) == "functions":
         return f"{_SWITCH} is functions"
     return versions.difference()
 
 
 def _obstacle() -> str:
     """Why SGLang has to stay as it is; empty where nothing speaks against it."""
-    switch = os.environ.get(_SWITCH) or "1"
-    if switch == "0":
-        return f"{_SWITCH} is 0"
-    if switch not in ("1", "functions"):
-        return f"{_SWITCH} is {switch!r}, must be 0, functions or 1"
-    if torch.version.hip is not None:
-        return "torch is built for ROCm"
+    if reason := _plugin.obstacle(_SWITCH):
+        return reason
     if not nsa_kernel.is_cuda_kernel_available():
         return str(nsa_kernel.get_kernel_info()["reason"])
     for target, function in _FUNCTIONS.items():

@@ -19,8 +19,9 @@ from sglang.srt.layers.attention import dsa_backend
 from sglang.srt.runtime_context import get_platform
 
 import nsa_kernel
-from nsa_kernel.sglang import log, versions
+from nsa_kernel.sglang import versions
 from nsa_kernel.sglang.functions import head
+from nsa_kernel.sglang.log import log
 
 # By major compute capability.
 _SCHEDULE_FORMATS = {9: "deepgemm_sm90", 10: "deepgemm_sm100_256"}

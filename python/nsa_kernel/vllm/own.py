@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import nsa_kernel
-from nsa_kernel.vllm import log
+from nsa_kernel.vllm.log import log
 
 own: dict[str, Callable[..., Any]] = {}  # what was replaced, by its `module:name`
 _usable: bool | None = None

@@ -3,7 +3,6 @@
 import importlib
 import importlib.abc
 import importlib.util
-import os
 import sys
 import warnings
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 import torch
 
 import nsa_kernel
-from nsa_kernel.vllm import log
+from nsa_kernel import _plugin
+from nsa_kernel.vllm.log import log
 from nsa_kernel.vllm.own import own
 from nsa_kernel.vllm.versions import LEVELS, find, obstacle
 
@@ -32,12 +32,11 @@ def register() -> None:
     if _registered:
         return
     _registered = True
-    switch = os.environ.get(_SWITCH, "1")
-    if reason := _obstacle(switch):
+    if reason := _obstacle():
         log.announce(f"nsa_kernel leaves vLLM as it is: {reason}")
         return
     names = list(LEVELS)
-    if switch == "functions":
+    if _plugin.switch_of(_SWITCH) == "functions":
         names.remove("kernels")
         log.announce(f"nsa_kernel leaves vLLM's {', '.join(names)} in place: {_SWITCH} is functions")
         names = ["kernels"]
@@ -49,14 +48,8 @@ def register() -> None:
     sys.meta_path.insert(0, _AfterImport(waiting))
 
 
-def _obstacle(switch: str) -> str:
-    if switch == "0":
-        return f"{_SWITCH} is 0"
-    if switch not in ("1", "functions"):
-        return f"{_SWITCH} is {switch!r}, must be 0, functions or 1"
-    if torch.version.hip is not None:
-        return "torch is built for ROCm"
-    return "" if torch.version.cuda is not None else "torch is built without CUDA"
+def _obstacle() -> str:
+    return _plugin.obstacle(_SWITCH) or ("" if torch.version.cuda is not None else "torch is built without CUDA")
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
