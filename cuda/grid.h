@@ -8,11 +8,12 @@
 
 namespace nsa_kernel::cuda {
 
-/// The first block of each role, in a row of the grid: those before `tokens` write one value a request.
+/// The first block of each role, in a row of the grid: those before `tokens` write one value a request, and a top-k
+/// plan.
 struct Roles {
   unsigned tokens = 0;
   unsigned tables = 0;
-  unsigned schedule = 0;  ///< and top-k plan; these roles divide themselves
+  unsigned schedule = 0;
 
   constexpr unsigned token_blocks() const { return tables - tokens; }
   constexpr unsigned table_blocks() const { return schedule - tables; }
@@ -32,22 +33,22 @@ struct SmallBatchWarps {
 /// Blocks in a row of the grid for each role, in the order of the grid.
 struct RoleBlocks {
   int64_t requests = 0;
+  int64_t topk_plan = 0;
   int64_t tokens = 0;
   int64_t tables = 0;
   int64_t schedule = 0;
-  int64_t topk_plan = 0;
+
+  int64_t all() const { return requests + topk_plan + tokens + tables + schedule; }
 
   /// Tells the kernel, and returns how many there are.
   template <class Args>
   unsigned assign(Args& args) const {
     unsigned end = 0;
     const auto end_of = [&](int64_t blocks) { return end += static_cast<unsigned>(blocks); };
-    args.roles.tokens = end_of(requests);
+    args.roles.tokens = end_of(requests + topk_plan);
     args.roles.tables = end_of(tokens);
     args.roles.schedule = end_of(tables);
-    end_of(schedule);
-    if constexpr (requires { args.schedules.topk_plan_begin; }) args.schedules.topk_plan_begin = end;
-    return end_of(topk_plan);
+    return end_of(schedule);
   }
 };
 

@@ -86,6 +86,23 @@ __device__ Value from_lane(const Value& value, int lane) {
   return of_lane.value;
 }
 
+/// How many lanes have a value that is at most `bound`, where values do not fall from lane to lane and that of the last
+/// exceeds it. The values of several lanes are asked for at a time.
+__device__ inline int lanes_at_most(int32_t bound, int32_t value) {
+  constexpr int kGroup = 4;
+  int lanes = 0;
+#pragma unroll
+  for (int last = kGroup - 1; last < kWarp - 1; last += kGroup) {
+    if (__shfl_sync(kAllLanes, value, last) <= bound) lanes += kGroup;
+  }
+  int of_group = 0;
+#pragma unroll
+  for (int i = 0; i < kGroup - 1; ++i) {
+    if (__shfl_sync(kAllLanes, value, lanes + i) <= bound) ++of_group;
+  }
+  return lanes + of_group;
+}
+
 /// This thread's part of the sum of `sums_of(read(b))` over the requests of whole tiles, begin .. end-1. As many as 16
 /// registers hold are read before one is looked at.
 template <int kTile, class Read, class SumsOf>

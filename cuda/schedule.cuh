@@ -40,12 +40,6 @@ struct ScheduleArguments {
         splits(splits),
         end(rule.end(batch.bs, rules::saturated(token_rows(batch)))) {}
 
-  /// Has the lines that hold them fetched while the lengths of requests are on their way.
-  __device__ void fetch() const {
-#ifdef __CUDA_ARCH__
-    asm volatile("" ::"r"(slots), "r"(end));
-#endif
-  }
   /// Of a request, if the outputs hold all of its tokens. It is called, since it is much code.
   template <class Batch>
   [[gnu::noinline]] __device__ int32_t whole_work(const Batch& batch, const typename Batch::Request& request) const {
@@ -54,14 +48,13 @@ struct ScheduleArguments {
   __device__ void store(int32_t slot, const rules::ScheduleEntry& entry) const {
     schedule[slot] = {entry.row, entry.split};
   }
-  /// The end itself, or a slot that has no work before it.
-  __device__ void store_end(int32_t slot, int32_t total) const { schedule[slot] = {total == 0 ? 0 : end, 0}; }
+  /// What the end itself holds, and a slot that has no work, if that is all there is.
+  __device__ rules::ScheduleEntry end_of(int32_t total) const { return {total == 0 ? 0 : end, 0}; }
 };
 
 /// The same, and for a top-k plan.
 template <class Splits>
 struct TopkPlanArguments : ScheduleArguments<Splits> {
-  unsigned topk_plan_begin;  ///< the first block of its role
   Pair* topk_plan;
   rules::TopkPlanRule topk_plan_rule;
 };
@@ -96,48 +89,64 @@ struct ScheduleSums {
   }
 };
 
-/// The schedule of a small batch, each request of which every warp sees in one of its lanes. Each thread has a slot.
+/// Blocks of so many threads for the schedule of a small batch, see there.
+inline int64_t small_batch_schedule_blocks(int64_t entries, int64_t threads) {
+  return rules::ceil_div(entries, threads - kWarp);
+}
+
+/// The schedule of a small batch, each request of which every warp sees in one of its lanes. Each thread has an entry,
+/// but for those of a block's last warp: it reads no lengths and stores nothing, so that it has the instructions
+/// fetched while the others wait for theirs.
 template <class Args>
 __device__ void fill_schedule_of_small_batch(const Args& args, unsigned block) {
   using Schedule = ScheduleSums<Args>;
   const auto& batch = args.batch;
   const auto& out = args.schedules;
-  const int lane = threadIdx.x % kWarp, last = max(batch.bs - 1, 0);
-  const bool mine = lane < batch.bs;
+  const int lane = threadIdx.x % kWarp, last = max(batch.bs - 1, 0), entries = static_cast<int>(blockDim.x - kWarp);
+  const bool mine = lane < batch.bs, runs_ahead = static_cast<int>(threadIdx.x) >= entries;
+  const auto read = [&] { return mine ? batch.read(lane) : typename Args::Request{}; };
   typename Args::Request request{};
-  if (mine) request = batch.read(lane);
-  out.fetch();
+  request.seq_len.low = 1u << 16;  // any that takes the usual way
+  if (!runs_ahead) request = read();
 
-  const auto sums_before = [&](const typename Schedule::Type& end, int b) {
-    const auto before = from_lane(end, max(b - 1, 0));
-    return b > 0 ? before : typename Schedule::Type{};
+  const auto sums_before = [&](const typename Schedule::Type& end) {
+    const auto before = shuffle_up(end, 1);
+    return lane > 0 ? before : typename Schedule::Type{};
   };
   auto scheduled_request = scheduled_whole(batch, out.rule, request);
   const int32_t tokens = mine ? scheduled_request.tokens : 0;
   ScheduledRowsOf<decltype(Args::batch)> rows;
-  typename Schedule::Type end;
+  int32_t skipped;
+  typename Schedule::Type end, all;
+#pragma unroll 1
   for (bool is_cut = false;; is_cut = true) {
     rows = out.rule.rows(out.splits, scheduled_request);
-    end = warp_inclusive(Schedule::of(mine ? out.rule.work(out.splits, rows) : 0, tokens), batch.bs);
-    if (is_cut || !Schedule::are_cut(from_lane(end, last), batch)) break;
-    scheduled_request = scheduled(batch, out.rule, request, Schedule::tokens(sums_before(end, lane), batch, lane));
+    skipped = out.rule.skipped(scheduled_request);
+    const auto sums = Schedule::of(mine ? out.rule.work(out.splits, rows) : 0, tokens);
+    end = warp_inclusive(sums, batch.bs);
+    if constexpr (Schedule::kCounts) {
+      all = from_lane(end, last);
+    } else {
+      all = warp_sum(sums);  // does not wait for the scan
+    }
+    if (is_cut || !Schedule::are_cut(all, batch)) break;
+    // Few batches are cut: to read again is better than to keep what was read.
+    scheduled_request = scheduled(batch, out.rule, read(), Schedule::tokens(sums_before(end), batch, lane));
   }
-  const int32_t total = __shfl_sync(kAllLanes, Schedule::work(end), last);
-  const int32_t work_end = mine ? Schedule::work(end) : total;
+  const int32_t total = Schedule::work(all);
+  const typename Schedule::Type before = sums_before(end);
+  const int32_t work_before = Schedule::work(before);
+  const int32_t first_row = out.rule.first_row(lane, Schedule::tokens(before, batch, lane), skipped);
 
-  const auto slot = static_cast<int32_t>(block * blockDim.x + threadIdx.x);
+  const int slot = static_cast<int>(block) * entries + static_cast<int>(threadIdx.x);
   const int32_t start = out.rule.shares(total, out.slots, out.slots_divisor).start(min(slot, out.slots));
-  int b = 0;  // the first request whose work ends beyond the start
-#pragma unroll
-  for (int step = kWarp / 2; step > 0; step /= 2) {
-    if (step <= last && __shfl_sync(kAllLanes, work_end, b + step - 1) <= start) b += step;
-  }
-  const typename Schedule::Type before = sums_before(end, b);
-  rows = from_lane(rows, b);
-  if (slot > out.slots) return;
-  if (slot == out.slots || start >= total) return out.store_end(slot, total);
-  out.store(slot,
-            out.rule.entry(out.splits, rows, b, Schedule::tokens(before, batch, b), start - Schedule::work(before)));
+  // The first request whose work ends beyond the start.
+  const int b = min(lanes_at_most(start, mine ? Schedule::work(end) : total), last);
+  const rules::ScheduleEntry entry =
+      out.rule.entry(out.splits, from_lane(rows, b), from_lane(first_row, b), start - from_lane(work_before, b));
+  if (runs_ahead || slot > out.slots) return;
+  if (slot == out.slots || start >= total) return out.store(slot, out.end_of(total));
+  out.store(slot, entry);
 }
 
 /// The requests of a tile, by place, and the sums before each: over all requests before it, not those of the tile
@@ -149,7 +158,7 @@ struct ScheduleTile {
   typename CumulativeScan<kTile, false, Sums>::Shared scan;
   Sums sums[kTile / kWarp];
   ScheduledRowsOf<decltype(Args::batch)> rows[kTile];
-  int32_t tokens_before[kTile];
+  int32_t first_row[kTile];
   int32_t work_before[kTile];
   Sums end;  ///< after the tile
 };
@@ -177,36 +186,44 @@ template <int kTile, class Args>
 /// Shares a tile, beyond requests of such sums. Where the outputs do not hold all tokens of the batch, `is_cut`; of a
 /// batch of one tile, that is found here.
 template <int kTile, class Args>
-__device__ void share_tile(const Args& args, ScheduleTile<kTile, Args>& shared, int begin, int requests,
-                           const typename ScheduleSums<Args>::Type& before, bool is_cut) {
+__device__ void share_only_tile(const Args& args, ScheduleTile<kTile, Args>& shared, int begin, int requests,
+                                const typename ScheduleSums<Args>::Type& before, bool is_cut) {
   using Schedule = ScheduleSums<Args>;
   const auto& batch = args.batch;
   const auto& out = args.schedules;
   const int place = threadIdx.x, b = begin + place;
   const bool mine = place < requests;
-  typename Args::Request request{};
-  if (mine) request = batch.read(b);
-  out.fetch();
-  auto scheduled_request = scheduled_whole(batch, out.rule, request);
+  const auto read = [&] { return mine ? batch.read(b) : typename Args::Request{}; };
+  auto scheduled_request = scheduled_whole(batch, out.rule, read());
   const int32_t tokens = mine ? scheduled_request.tokens : 0;
   CumulativeScan<kTile, false, typename Schedule::Type> scan(shared.scan);
   ScheduledRowsOf<decltype(Args::batch)> rows;
+  int32_t skipped;
   Scanned<typename Schedule::Type> scanned;
   for (bool again = false;; again = true) {
     rows = out.rule.rows(out.splits, scheduled_request);
+    skipped = out.rule.skipped(scheduled_request);
     scanned = scan.exclusive(Schedule::of(mine ? out.rule.work(out.splits, rows) : 0, tokens));
     scanned.before += before;
     scanned.total += before;
     if constexpr (!Args::Traits::kMany) is_cut = Schedule::are_cut(scanned.total, batch);
     if (again || !is_cut) break;
-    scheduled_request = scheduled(batch, out.rule, request, Schedule::tokens(scanned.before, batch, b));
+    scheduled_request = scheduled(batch, out.rule, read(), Schedule::tokens(scanned.before, batch, b));
     __syncthreads();
   }
   shared.rows[place] = rows;
-  shared.tokens_before[place] = Schedule::tokens(scanned.before, batch, b);
+  shared.first_row[place] = out.rule.first_row(b, Schedule::tokens(scanned.before, batch, b), skipped);
   shared.work_before[place] = Schedule::work(scanned.before);
   if (place == 0) shared.end = scanned.total;
   __syncthreads();
+}
+
+/// The same for one of many tiles, from several places.
+template <int kTile, class Args>
+[[gnu::noinline]] __device__ void share_tile(const Args& args, ScheduleTile<kTile, Args>& shared, int begin,
+                                             int requests, const typename ScheduleSums<Args>::Type& before,
+                                             bool is_cut) {
+  share_only_tile(args, shared, begin, requests, before, is_cut);
 }
 
 /// The work of all requests, where the outputs do not hold all of their tokens: only a scan of each tile tells how many
@@ -246,14 +263,20 @@ __device__ void fill_schedule(const Args& args) {
       before += whole_sums<kTile>(args, shared, summed, tile.begin);
       summed = tile.begin;
     }
-    share_tile(args, shared, tile.begin, tile.requests, before, is_cut);
+    if constexpr (kMany) {
+      share_tile(args, shared, tile.begin, tile.requests, before, is_cut);
+    } else {
+      share_only_tile(args, shared, tile.begin, tile.requests, before, is_cut);
+    }
     const int32_t work_end = Schedule::work(shared.end);
     if constexpr (!kMany) total = work_end;
     const rules::SlotShares shares = out.rule.shares(total, out.slots, out.slots_divisor);
+    const rules::ScheduleEntry end = out.end_of(total);
+#pragma unroll 1
     for (auto slot = static_cast<int32_t>(threadIdx.x); slot <= out.slots; slot += kTile) {
       const int32_t start = slot < out.slots ? shares.start(slot) : total;
       if (start >= total) {
-        if (tile.last) out.store_end(slot, total);
+        if (tile.last) out.store(slot, end);
         continue;
       }
       if (kMany && (start < shared.work_before[0] || start >= work_end)) continue;
@@ -262,7 +285,7 @@ __device__ void fill_schedule(const Args& args) {
       for (int step = kTile / 2; step > 0; step /= 2) {
         if (step < tile.requests && shared.work_before[place + step] <= start) place += step;
       }
-      out.store(slot, out.rule.entry(out.splits, shared.rows[place], tile.begin + place, shared.tokens_before[place],
+      out.store(slot, out.rule.entry(out.splits, shared.rows[place], shared.first_row[place],
                                      start - shared.work_before[place]));
     }
     if constexpr (kMany) __syncthreads();
@@ -313,15 +336,19 @@ struct TopkPlanRows {
   }
 };
 
-/// The top-k plan of a small batch: one warp, in each lane a request.
+/// The top-k plan of a small batch: one warp, in each lane a request. A second one runs ahead of it, as one does for
+/// the schedule.
 template <class Args>
 __device__ void fill_topk_plan_of_small_batch(const Args& args) {
   const auto& batch = args.batch;
   const rules::TopkPlanRule& rule = args.schedules.topk_plan_rule;
   const int lane = threadIdx.x % kWarp;
-  if (threadIdx.x >= kWarp) return;
+  const bool runs_ahead = threadIdx.x >= kWarp;
+  if (threadIdx.x >= 2 * kWarp) return;
   TopkPlanRows mine{batch.uniform_tokens_before(lane), 0, 0};
-  if (lane < batch.bs) {
+  if (runs_ahead) {
+    mine = {0, static_cast<int32_t>(rules::kMaxStored), 1};
+  } else if (lane < batch.bs) {
     const auto request = batch.read(lane);
     mine.first = batch.first_seqlen(request);
     mine.rows = batch.tokens(request);
@@ -339,86 +366,59 @@ __device__ void fill_topk_plan_of_small_batch(const Args& args) {
   }
   const int32_t count = rule.rows_above(limit, mine.first, mine.rows);
   if (!__any_sync(kAllLanes, count > 0)) {
-    if (lane == 0) args.schedules.topk_plan[0] = {limit, 0};
+    if (lane == 0 && !runs_ahead) args.schedules.topk_plan[0] = {limit, 0};
     return;
   }
   const int32_t end = warp_inclusive(Sums<1>{{count}}).value[0];
+  if (runs_ahead) return;
   mine.store(args.schedules.topk_plan, rule, limit, end - count);
   if (lane == kWarp - 1) args.schedules.topk_plan[0] = {limit, end};
 }
 
-/// What the threads of a block tell each other of a top-k plan.
-template <int kTile, bool kMany>
-struct TopkPlanShared {
-  typename CumulativeScan<kTile, kMany, Sums<1>>::Shared tokens[2];
-  typename CumulativeScan<kTile, kMany, Sums<1>>::Shared counts;
-  typename CumulativeScan<kTile, false, Sums<RowsAbove::kWords>>::Shared above;
-};
-
-/// The top-k plan of any number of requests: one block, in each thread a request of a tile.
+/// The top-k plan of any number of requests, of which few have rows: one block, in each thread a row.
 template <int kTile, class Args>
 __device__ void fill_topk_plan(const Args& args) {
+  static_assert(kTile >= rules::TopkPlanRule::kMaxRows);
   constexpr bool kMany = Args::Traits::kMany;
-  using Scan = CumulativeScan<kTile, kMany, Sums<1>>;
+  using Scan = CumulativeScan<kTile, false, Sums<1>>;
   const auto& batch = args.batch;
   const rules::TopkPlanRule& rule = args.schedules.topk_plan_rule;
-  __shared__ TopkPlanShared<kTile, kMany> shared;
+  __shared__ int32_t lengths[kTile];
+  __shared__ typename Scan::Shared scan[2];
   if (kMany && blockIdx.y > 0) return;
 
-  const auto no_sums = [](const auto&) { return Sums<1>{}; };  // no tile is skipped
-  const auto read = [&](int b) { return batch.read_tokens(b); };
-  /// This thread's rows of a tile, and whether there is another.
-  const auto rows_of = [&](const Tile& tile, Scan& tokens, bool& is_last) {
-    TopkPlanRows mine{batch.uniform_tokens_before(tile.begin + threadIdx.x), 0, 0};
-    if (threadIdx.x < tile.requests) {
-      const auto request = batch.read(tile.begin + threadIdx.x);
-      mine.first = batch.first_seqlen(request);
-      mine.rows = batch.tokens(request);
+  const int place = threadIdx.x;
+  lengths[place] = 0;
+  __syncthreads();
+  int32_t before = 0;  // tokens of earlier tiles
+  for (int begin = 0; begin < batch.bs && (!batch.is_bounded() || before < batch.capacity); begin += kTile) {
+    const int b = begin + place;
+    int32_t at = batch.uniform_tokens_before(b), first = 0, rows = 0;
+    if (b < batch.bs) {
+      const auto request = batch.read(b);
+      first = batch.first_seqlen(request);
+      rows = batch.tokens(request);
     }
-    is_last = tile.begin + kTile >= batch.bs;
-    if (!batch.ragged()) return mine;
-    tokens.enter(tile, read, no_sums);
-    const Scanned<Sums<1>> scanned = tokens.exclusive({{mine.rows}});
-    mine.at = scanned.before.value[0];
-    mine.rows = batch.held_tokens(mine.at, mine.rows);
-    is_last = is_last || scanned.total.value[0] >= batch.capacity;
-    return mine;
-  };
-  const auto tile_from = [&](int begin) { return Tile{begin, min(batch.bs - begin, kTile), false, false, 0, 1}; };
-
-  TopkPlanRows mine{};
-  RowsAbove above;
-  bool any = false;
-  Scan tokens(shared.tokens[0]);
-  bool is_last = false;
-  for (int begin = 0; !is_last; begin += kTile) {
-    mine = rows_of(tile_from(begin), tokens, is_last);
-    if (mine.is_longer_than(rule.length(0))) {
-      any = true;
-      above.add(rule, mine.first, mine.rows);
+    if (batch.is_bounded()) {
+      const Scanned<Sums<1>> scanned = Scan(scan[0]).exclusive({{rows}});
+      at = rules::saturating_add(before, scanned.before.value[0]);
+      rows = batch.held_tokens(at, rows);
+      before = rules::saturating_add(before, scanned.total.value[0]);
     }
+#pragma unroll 1
+    for (int32_t j = 0; j < rows; ++j) lengths[at + j] = rules::expanded_seqlen(first, j);
+    __syncthreads();
     if (!kMany) break;
   }
-  if (!__syncthreads_or(any)) {
-    if (threadIdx.x == 0) args.schedules.topk_plan[0] = {rule.least_limit(), 0};
-    return;
-  }
-  CumulativeScan<kTile, false, Sums<RowsAbove::kWords>> all(shared.above);
-  const int32_t limit = RowsAbove::limit(rule, all.exclusive(above.counts).total);
 
-  Scan tokens_again(shared.tokens[1]), counts(shared.counts);
-  int32_t end = 0;
-  is_last = false;
-  for (int begin = 0; !is_last; begin += kTile) {
-    const Tile tile = tile_from(begin);
-    if (kMany) mine = rows_of(tile, tokens_again, is_last);
-    counts.enter(tile, read, no_sums);
-    const Scanned<Sums<1>> scanned = counts.exclusive({{rule.rows_above(limit, mine.first, mine.rows)}});
-    mine.store(args.schedules.topk_plan, rule, limit, scanned.before.value[0]);
-    end = scanned.total.value[0];
-    if (!kMany) break;
-  }
-  if (threadIdx.x == 0) args.schedules.topk_plan[0] = {limit, end};
+  const int32_t length = lengths[place];
+  const int32_t limit = __syncthreads_or(length > rule.length(0))
+                            ? rule.limit([&](int pair) { return __syncthreads_count(length > rule.length(pair)); })
+                            : rule.least_limit();
+  const int32_t stored = length > limit;
+  const Scanned<Sums<1>> entries = Scan(scan[1]).exclusive({{stored}});
+  if (stored) args.schedules.topk_plan[1 + entries.before.value[0]] = {place, length};
+  if (place == 0) args.schedules.topk_plan[0] = {limit, entries.total.value[0]};
 }
 
 }  // namespace nsa_kernel::cuda

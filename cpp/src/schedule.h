@@ -49,19 +49,17 @@ void fill_schedule_on_cpu(const Batch& batch, const Splits& splits, const rules:
     schedule.row(slot)[0] = entry.row;
     schedule.row(slot)[1] = entry.split;
   };
-  const auto rows_of = [&](const typename Batch::Request& request, int32_t tokens_before) {
-    return rule.rows(splits, scheduled(batch, rule, request, tokens_before));
-  };
   int32_t total = 0, tokens = 0;
   for (int32_t b = 0; b < batch.bs; ++b) {
     const auto request = batch.read(b);
-    total = rules::saturating_add(total, rule.work(splits, rows_of(request, tokens)));
+    const auto rows = rule.rows(splits, scheduled(batch, rule, request, tokens));
+    total = rules::saturating_add(total, rule.work(splits, rows));
     tokens = rules::saturating_add(tokens, batch.tokens(request));
   }
   const rules::ScheduleEntry end{total == 0 ? 0 : rule.end(batch.bs, rules::saturated(token_rows(batch))), 0};
   const rules::SlotShares shares = rule.shares(total, slots, rules::Divisor(slots));
 
-  int32_t b = -1, work_before = 0, work_end = 0, tokens_before = 0, tokens_end = 0;
+  int32_t b = -1, work_before = 0, work_end = 0, first_row = 0, tokens_before = 0;
   ScheduledRowsOf<Batch> rows{};
   for (int32_t slot = 0; slot < slots; ++slot) {
     const int32_t start = shares.start(slot);
@@ -71,13 +69,14 @@ void fill_schedule_on_cpu(const Batch& batch, const Splits& splits, const rules:
     }
     while (work_end <= start) {
       const auto next = batch.read(++b);
-      tokens_before = tokens_end;
+      const auto next_scheduled = scheduled(batch, rule, next, tokens_before);
+      rows = rule.rows(splits, next_scheduled);
+      first_row = rule.first_row(b, tokens_before, rule.skipped(next_scheduled));
+      tokens_before = rules::saturating_add(tokens_before, batch.tokens(next));
       work_before = work_end;
-      rows = rows_of(next, tokens_before);
-      tokens_end = rules::saturating_add(tokens_before, batch.tokens(next));
       work_end = rules::saturating_add(work_before, rule.work(splits, rows));
     }
-    store(slot, rule.entry(splits, rows, b, tokens_before, start - work_before));
+    store(slot, rule.entry(splits, rows, first_row, start - work_before));
   }
   store(slots, end);
 }

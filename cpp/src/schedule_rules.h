@@ -79,16 +79,16 @@ struct ScheduledRequest {
   int32_t tokens;  ///< those that the outputs hold
 };
 
-/// The rows of a request: by request one, of all its tokens; by token one a token, from the first whose KV length is
-/// not below 0. These fall into runs of equally many splits. Each run has a split a row more than the one before, and
-/// all but the first and the last have at least as many rows as a split has KV entries.
+/// The rows of a request that have splits: by token one a token, from the first whose KV length is not below 0; by
+/// request one, or as many equal ones as it has atoms. They fall into runs of equally many splits. Each run has a split
+/// a row more than the one before, and all but the first and the last have as many rows as a split has KV entries.
 template <class Length>
 struct ScheduledRows {
-  Length length;   ///< KV length of the first row
-  int32_t token;   ///< the first
-  int32_t tokens;  ///< from there on
+  Length length;  ///< KV length of the first row
+  int32_t rows;
   int32_t splits;  ///< of the first row
-  int32_t run;     ///< by token: rows of the first run
+  int32_t run;     ///< rows of the first run
+  int32_t split_work;
 };
 
 /// Where a slot starts: a row, by the number that column 0 has for it, and a split of it.
@@ -99,117 +99,116 @@ struct ScheduleEntry {
 
 /// How the work of all rows is divided evenly among slots.
 struct SlotShares {
-  int32_t total;
-  int32_t slots;
   int32_t each;
-  int32_t rest;  ///< slots that have one unit more
-  bool rest_is_last;
+  int32_t rest;    ///< slots that have one unit more
+  int32_t longer;  ///< the first of these
 
   /// Work before a slot.
   constexpr int32_t start(int32_t slot) const {
-    const int32_t even = slots - rest;
-    const int32_t extra = rest_is_last ? (slot > even ? slot - even : 0) : (slot < rest ? slot : rest);
-    return slot * each + extra;
+    const int32_t after = slot > longer ? slot - longer : 0;
+    return slot * each + (after < rest ? after : rest);
   }
 };
 
 /// A format, and the rows that it is for.
 class ScheduleRule {
  public:
-  /// `atoms` is the work of a split of deepgemm_sm90.
+  /// `atoms` are the rows of each request, by request in format deepgemm_sm90.
   constexpr ScheduleRule(ScheduleFormat format, ScheduleRows rows, int64_t atoms)
       : by_request_(rows == ScheduleRows::request),
         is_sm90_(format == ScheduleFormat::deepgemm_sm90),
         split_(format == ScheduleFormat::deepgemm_sm100_384 ? 384 : 256),
-        atoms_(!is_sm90_     ? 0
-               : by_request_ ? static_cast<uint32_t>(saturated(atoms))
-                             : 1),
-        token_weight_(is_sm90_ ? 0 : 1),
-        quad_weight_(split_ == 384 ? 8 : 0),
-        row_work_(by_request_ ? 1 : split_work(1)),
-        row_work_divisor_(row_work_) {}
+        rows_of_request_(is_sm90_ ? saturated(atoms) : 1),
+        quad_weight_(split_ == 384 ? 8 : 0) {}
 
   constexpr int32_t split() const { return split_; }
   constexpr bool by_request() const { return by_request_; }
 
+  /// The tokens of a request that have no row: by token, the first, whose KV lengths are below 0.
+  template <class Length>
+  constexpr int32_t skipped(const ScheduledRequest<Length>& request) const {
+    if (by_request_ || request.seqlen >= 0) return 0;
+    return -request.seqlen < request.tokens ? static_cast<int32_t>(-request.seqlen) : request.tokens;
+  }
+
   /// The rows of a request. `splits` counts as SeqlenSplits does.
   template <class Splits, class Length>
   constexpr ScheduledRows<Length> rows(const Splits& splits, const ScheduledRequest<Length>& request) const {
-    const Length length = request.seqlen > 0 ? request.seqlen : 0, skipped = length - request.seqlen;
-    const int32_t token = skipped < request.tokens ? static_cast<int32_t>(skipped) : request.tokens;
-    const int32_t tokens = request.tokens - token, of_row = splits.of_row(length);
-    return {length, token, tokens, of_row, by_request_ || tokens <= 1 ? tokens : splits.run(length, of_row, tokens)};
+    const Length length = request.seqlen > 0 ? request.seqlen : 0;
+    const int32_t rows = by_request_ ? rows_of_request_ : request.tokens - skipped(request);
+    const int32_t of_row = splits.of_row(length);
+    const int32_t run = by_request_ || rows <= 1 ? rows : splits.run(length, of_row, rows);
+    return {length, rows, of_row, run, split_work(by_request_ ? request.tokens : 1)};
+  }
+
+  /// What column 0 calls the first of the rows of request b, after so many tokens.
+  constexpr int32_t first_row(int32_t b, int32_t tokens_before, int32_t skipped) const {
+    if (by_request_ && is_sm90_) return saturated(int64_t{rows_of_request_} * b);
+    return saturating_add(tokens_before, skipped);
   }
 
   /// Work of all rows of a request, as it is stored.
   template <class Splits, class Length>
-  constexpr int32_t work(const Splits& splits, const ScheduledRows<Length>& rows) const {
-    if (by_request_) return saturated(int64_t{rows.splits} * split_work(rows.tokens));
-    if (has_many_runs(rows)) return saturated(int64_t{splits_of_many_runs(splits, rows)} * row_work_);
-    return saturated((int64_t{rows.tokens} * rows.splits + (rows.tokens - rows.run)) * row_work_);
+  constexpr int32_t work(const Splits& of_rows, const ScheduledRows<Length>& rows) const {
+    const int32_t after_run = rows.rows - rows.run;
+    const int32_t splits = has_more_runs(after_run) ? splits_of_many_runs(of_rows, rows)
+                                                    : saturated(int64_t{rows.rows} * rows.splits + after_run);
+    return saturated(int64_t{splits} * rows.split_work);
   }
 
-  /// The start of a slot that has `offset` of the work of request b before it, less than all of it. `tokens_before` are
-  /// the tokens of earlier requests.
+  /// The start of a slot that has `offset` of the work of a request before it, less than all of it.
   template <class Splits, class Length>
-  constexpr ScheduleEntry entry(const Splits& splits, const ScheduledRows<Length>& rows, int32_t b,
-                                int32_t tokens_before, int32_t offset) const {
-    if (by_request_) {
-      const int32_t number = quotient(offset, is_sm90_ ? rows.splits : split_work(rows.tokens));
-      if (!is_sm90_) return {tokens_before, number};
-      return {saturated(int64_t{atoms_} * b + number), offset - number * rows.splits};
-    }
-    const int32_t number = row_work_ == 1 ? offset : row_work_divisor_.quotient(offset);
-    if (rows.tokens == 1) return {saturating_add(tokens_before, rows.token), number};
-    const SplitOfRun split =
-        has_many_runs(rows) ? split_of_many_runs(splits, rows, number) : split_of_two_runs(rows, number);
+  constexpr ScheduleEntry entry(const Splits& of_rows, const ScheduledRows<Length>& rows, int32_t first_row,
+                                int32_t offset) const {
+    const int32_t number = rows.split_work == 1 ? offset : quotient(offset, rows.split_work);
+    if (rows.rows == 1) return {first_row, number};
+    const SplitOfRun split = has_more_runs(rows.rows - rows.run) ? split_of_many_runs(of_rows, rows, number)
+                                                                 : split_of_two_runs(rows, number);
     const int32_t row = quotient(split.number, split.splits);
-    return {saturating_add(tokens_before, split.token + row), split.number - row * split.splits};
+    return {saturating_add(first_row, split.row + row), split.number - row * split.splits};
   }
 
   /// What column 0 calls the row after the last, of a batch of so many requests and tokens.
   constexpr int32_t end(int32_t bs, int32_t tokens) const {
-    return by_request_ && is_sm90_ ? saturated(int64_t{atoms_} * bs) : tokens;
+    return by_request_ && is_sm90_ ? saturated(int64_t{rows_of_request_} * bs) : tokens;
   }
 
   /// `slots_divisor` divides by `slots`.
   constexpr SlotShares shares(int32_t total, int32_t slots, const Divisor& slots_divisor) const {
-    const int32_t each = slots_divisor.quotient(total);
-    return {total, slots, each, total - each * slots, is_sm90_};
+    const int32_t each = slots_divisor.quotient(total), rest = total - each * slots;
+    return {each, rest, is_sm90_ ? slots - rest : 0};
   }
 
  private:
   /// A split of a run, by its number among those of the run.
   struct SplitOfRun {
-    int32_t token;   ///< of the first row of the run
+    int32_t row;     ///< the first of the run
     int32_t splits;  ///< of each row of the run
     int32_t number;
   };
 
-  /// Of numbers that are not negative.
+  /// Of numbers that are not negative. A divisor of 0, as of slots without work, is taken for 1.
   static constexpr int32_t quotient(int32_t dividend, int32_t divisor) {
-    return static_cast<int32_t>(static_cast<uint32_t>(dividend) / static_cast<uint32_t>(divisor));
+    return static_cast<int32_t>(static_cast<uint32_t>(dividend) / static_cast<uint32_t>(divisor > 0 ? divisor : 1));
   }
 
-  /// Whether rows by token may make more than two runs.
-  template <class Length>
-  constexpr bool has_many_runs(const ScheduledRows<Length>& rows) const {
-    return rows.tokens > split_;
-  }
+  /// Whether so many rows after a run are more than one run.
+  constexpr bool has_more_runs(int32_t rows) const { return rows > split_; }
 
   /// Goes on to the next run, or beyond the last.
   template <class Splits, class Length>
-  static constexpr void skip_run(const Splits& splits, ScheduledRows<Length>& rows) {
-    const int32_t left = rows.tokens - rows.run;
-    const Length length = expanded_seqlen(rows.length, rows.run);
-    rows = {length, rows.token + rows.run, left, rows.splits + 1, splits.run(length, rows.splits + 1, left)};
+  static constexpr void skip_run(const Splits& of_rows, ScheduledRows<Length>& rows) {
+    rows.length = expanded_seqlen(rows.length, rows.run);
+    rows.rows -= rows.run;
+    ++rows.splits;
+    rows.run = of_rows.run(rows.length, rows.splits, rows.rows);
   }
 
   /// Splits of all rows, as they are stored.
   template <class Splits, class Length>
-  [[gnu::noinline]] static constexpr int32_t splits_of_many_runs(const Splits& splits, ScheduledRows<Length> rows) {
+  [[gnu::noinline]] static constexpr int32_t splits_of_many_runs(const Splits& of_rows, ScheduledRows<Length> rows) {
     int32_t sum = 0;
-    for (; rows.tokens > 0; skip_run(splits, rows)) {
+    for (; rows.rows > 0; skip_run(of_rows, rows)) {
       sum = saturating_add(sum, saturated(int64_t{rows.run} * rows.splits));
     }
     return sum;
@@ -217,35 +216,36 @@ class ScheduleRule {
 
   /// The split of this number of all.
   template <class Splits, class Length>
-  [[gnu::noinline]] static constexpr SplitOfRun split_of_many_runs(const Splits& splits, ScheduledRows<Length> rows,
+  [[gnu::noinline]] static constexpr SplitOfRun split_of_many_runs(const Splits& of_rows, ScheduledRows<Length> rows,
                                                                    int32_t number) {
-    for (int64_t beyond; (beyond = number - int64_t{rows.run} * rows.splits) >= 0; skip_run(splits, rows)) {
+    const int32_t all = rows.rows;
+    for (; rows.run < rows.rows; skip_run(of_rows, rows)) {
+      const int64_t beyond = number - int64_t{rows.run} * rows.splits;
+      if (beyond < 0) break;
       number = static_cast<int32_t>(beyond);
     }
-    return {rows.token, rows.splits, number};
+    return {all - rows.rows, rows.splits, number};
   }
   template <class Length>
   static constexpr SplitOfRun split_of_two_runs(const ScheduledRows<Length>& rows, int32_t number) {
     const int64_t beyond = number - int64_t{rows.run} * rows.splits;
-    if (beyond < 0) return {rows.token, rows.splits, number};
-    return {rows.token + rows.run, rows.splits + 1, static_cast<int32_t>(beyond)};
+    if (beyond < 0) return {0, rows.splits, number};
+    return {rows.run, rows.splits + 1, static_cast<int32_t>(beyond)};
   }
 
-  /// Work of one split of a row of so many tokens, as it is stored.
+  /// Work of a split of a row of so many tokens, as it is stored.
   constexpr int32_t split_work(int32_t tokens) const {
+    if (is_sm90_) return 1;
     // More quads than these saturate anyway, and a sum with so many does not wrap.
     const auto count = static_cast<uint32_t>(tokens), quads = (count < 1u << 30 ? count + 3 : 1u << 30) / 4;
-    return saturated(atoms_ + token_weight_ * count + quad_weight_ * quads);
+    return saturated(count + quad_weight_ * quads);
   }
 
   bool by_request_;
   bool is_sm90_;
   int32_t split_;
-  uint32_t atoms_;
-  uint32_t token_weight_;
-  uint32_t quad_weight_;  ///< of four tokens
-  int32_t row_work_;      ///< by token: of a split of a row
-  Divisor row_work_divisor_;
+  int32_t rows_of_request_;  ///< by request
+  uint32_t quad_weight_;     ///< of four tokens
 };
 
 /// Which rows SGLang's top-k gives to clusters: those longer than a limit, of which the table says how many there may

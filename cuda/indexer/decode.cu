@@ -353,11 +353,6 @@ SmallBatchWarps small_batch_warps(int64_t bs, int64_t rows, int64_t elements, in
           .padding = static_cast<unsigned>(blocks * kWarps - tokens)};
 }
 
-/// One thread a slot, and the end.
-int64_t schedule_blocks_of_small_batch(const IndexerDecode& buffers) {
-  return rules::ceil_div(buffers.schedule.rows, kSmallBatchBlock);
-}
-
 bool writes_lengths(const IndexerDecode& buffers) {
   return buffers.decode_seq_lens || buffers.global_seq_lens || buffers.decode_lens || buffers.per_req_lens ||
          buffers.indices || buffers.expanded_block_table;
@@ -377,11 +372,10 @@ void launch_small_batch(const IndexerDecode& buffers, const Target& target, cuda
     args.small_batch = small_batch_warps(args.batch.bs, args.batch.capacity, longest(args), target.multiprocessors);
     blocks.tokens = args.small_batch.all() / kWarps;
   }
-  if (buffers.schedule) blocks.schedule = schedule_blocks_of_small_batch(buffers);
+  if (buffers.schedule) blocks.schedule = small_batch_schedule_blocks(buffers.schedule.rows, kSmallBatchBlock);
   if (has_tables(args)) {
     const int64_t at_once = int64_t{target.multiprocessors} * kSmallBatchBlocksPerMultiprocessor;
-    const int64_t limit = table_block_limit(at_once, blocks.tokens + blocks.schedule);
-    blocks.tables = table_blocks<SmallBatchShape>(args, kWarps, limit);
+    blocks.tables = table_blocks<SmallBatchShape>(args, kWarps, table_block_limit(at_once, blocks.all()));
   }
   const unsigned grid = blocks.assign(args);
   if (grid > 0) enqueue(kOp, indexer_rows_small_batch_kernel<Traits>, grid, kSmallBatchBlock, target, stream, args);
@@ -396,8 +390,8 @@ void launch_rows(const IndexerDecode& buffers, const Target& target, cudaStream_
   if (writes_lengths(buffers)) blocks.tokens = lengths.shares;
   if (buffers.schedule) blocks.schedule = 1;
   if (has_tables(args)) {
-    const int64_t others = (blocks.tokens + blocks.schedule) * lengths.rows;
-    blocks.tables = table_blocks<LargeBatchShape>(args, kTile / kWarp, table_block_limit(at_once, others));
+    const int64_t limit = table_block_limit(at_once, blocks.all() * lengths.rows);
+    blocks.tables = table_blocks<LargeBatchShape>(args, kTile / kWarp, limit);
   }
   const unsigned grid = blocks.assign(args);
   if (grid > 0) enqueue(kOp, indexer_rows_kernel<Traits>, dim3(grid, lengths.rows), kTile, target, stream, args);
@@ -436,7 +430,8 @@ void launch_native_small_batch(const IndexerDecode& buffers, const Target& targe
   IndexerNativeArguments<Traits> args = native_arguments<Traits>(buffers);
   const int64_t limit = int64_t{target.multiprocessors} * kSmallBatchBlocksPerMultiprocessor;
   args.schedule_begin = static_cast<unsigned>(native_blocks(args, kSmallBatchBlock, limit));
-  const int64_t grid = args.schedule_begin + (buffers.schedule ? schedule_blocks_of_small_batch(buffers) : 0);
+  const int64_t grid = args.schedule_begin +
+                       (buffers.schedule ? small_batch_schedule_blocks(buffers.schedule.rows, kSmallBatchBlock) : 0);
   if (grid == 0) return;
   enqueue(kOp, indexer_native_small_batch_kernel<Traits>, static_cast<unsigned>(grid), kSmallBatchBlock, target, stream,
           args);

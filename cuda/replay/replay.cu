@@ -32,15 +32,16 @@ __global__ __launch_bounds__(kSmallBatchBlock) void replay_small_batch_kernel(
   await_stream();
   const unsigned block = blockIdx.x;
   if (block < args.roles.tables) {
-    fill_lengths_of_small_batch(args, block * (kSmallBatchBlock / kWarp) + threadIdx.x / kWarp);
+    unsigned first = 0;
+    if constexpr (Traits::kSchedules) {
+      first = args.roles.tokens;
+      if (block < first) return fill_topk_plan_of_small_batch(args);
+    }
+    fill_lengths_of_small_batch(args, (block - first) * (kSmallBatchBlock / kWarp) + threadIdx.x / kWarp);
   } else if (writes_tables(args, block)) {
     fill_tables_of_small_batch<SmallBatchShape<Traits>, OverflowShape>(args, block - args.roles.tables);
   } else if constexpr (Traits::kSchedules) {
-    if (block < args.schedules.topk_plan_begin) {
-      fill_schedule_of_small_batch(args, block - args.roles.schedule);
-    } else {
-      fill_topk_plan_of_small_batch(args);
-    }
+    fill_schedule_of_small_batch(args, block - args.roles.schedule);
   }
 }
 
@@ -50,17 +51,16 @@ __global__ __launch_bounds__(kTile, kBlocksPerMultiprocessor) void replay_kernel
   await_stream();
   const unsigned block = blockIdx.x;
   if (block < args.roles.tokens) {
+    if constexpr (Traits::kSchedules) {
+      if (args.schedules.topk_plan != nullptr && block + 1 == args.roles.tokens) return fill_topk_plan<kTile>(args);
+    }
     fill_requests<kTile>(args);
   } else if (block < args.roles.tables) {
     fill_tokens<kTile>(args, block - args.roles.tokens);
   } else if (writes_tables(args, block)) {
     fill_tables<LargeBatchShape, OverflowShape, kTile>(args, block - args.roles.tables);
   } else if constexpr (Traits::kSchedules) {
-    if (block < args.schedules.topk_plan_begin) {
-      fill_schedule<kTile>(args);
-    } else {
-      fill_topk_plan<kTile>(args);
-    }
+    fill_schedule<kTile>(args);
   }
 }
 
@@ -137,7 +137,6 @@ auto schedule_arguments(const Replay& buffers, const Batch<Traits::kCounts, type
     const rules::ScheduleRule rule(format, buffers.schedule_rows, *buffers.schedule_atoms);
     return TopkPlanArguments<rules::SeqlenSplits>{
         {buffers.schedule, rule, rules::SeqlenSplits(rule.split()), batch},
-        0,
         reinterpret_cast<Pair*>(buffers.topk_plan.data),
         rules::TopkPlanRule(buffers.topk_plan_format.value_or(TopkPlanFormat::sglang_topk_v2_sm90)),
     };
@@ -190,12 +189,11 @@ void launch_small_batch(const Replay& buffers, const Target& target, cudaStream_
                                          args.batch.capacity, target.multiprocessors);
     blocks.tokens = args.small_batch.all() / kWarps;
   }
-  if (buffers.schedule) blocks.schedule = rules::ceil_div(buffers.schedule.rows, kSmallBatchBlock);
+  if (buffers.schedule) blocks.schedule = small_batch_schedule_blocks(buffers.schedule.rows, kSmallBatchBlock);
   if (buffers.topk_plan) blocks.topk_plan = 1;
   if (args.batch.bs > 0 && args.tables.rows() > 0) {
     const int64_t at_once = int64_t{target.multiprocessors} * kSmallBatchBlocksPerMultiprocessor<Traits>;
-    const int64_t limit = table_block_limit(at_once, blocks.tokens + blocks.schedule + blocks.topk_plan);
-    blocks.tables = table_blocks<SmallBatchShape<Traits>>(args, kWarps, limit);
+    blocks.tables = table_blocks<SmallBatchShape<Traits>>(args, kWarps, table_block_limit(at_once, blocks.all()));
   }
   const unsigned grid = blocks.assign(args);
   if (grid > 0) enqueue(kOp, replay_small_batch_kernel<Traits>, grid, kSmallBatchBlock, target, stream, args);
@@ -212,9 +210,8 @@ void launch(const Replay& buffers, const Target& target, cudaStream_t stream) {
   if (buffers.schedule) blocks.schedule = 1;
   if (buffers.topk_plan) blocks.topk_plan = 1;
   if (args.batch.bs > 0 && args.tables.rows() > 0) {
-    const int64_t others = blocks.requests + blocks.tokens + blocks.schedule + blocks.topk_plan;
-    blocks.tables =
-        table_blocks<LargeBatchShape>(args, kTile / kWarp, table_block_limit(at_once, others * lengths.rows));
+    const int64_t limit = table_block_limit(at_once, blocks.all() * lengths.rows);
+    blocks.tables = table_blocks<LargeBatchShape>(args, kTile / kWarp, limit);
   }
   const unsigned grid = blocks.assign(args);
   if (grid > 0) enqueue(kOp, replay_kernel<Traits>, dim3(grid, lengths.rows), kTile, target, stream, args);

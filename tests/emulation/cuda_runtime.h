@@ -43,15 +43,17 @@ void meet_block(Place place);
 #define EMULATION_HERE emulation::Place place = {__builtin_FILE(), __builtin_LINE()}
 
 inline void __syncthreads(EMULATION_HERE) { emulation::meet_block(place); }
-inline int __syncthreads_or(int mine, EMULATION_HERE) {
-  static int any;
-  if (mine != 0) any = 1;
+inline int __syncthreads_count(int mine, EMULATION_HERE) {
+  static int count;
+  if (mine != 0) ++count;
   emulation::meet_block(place);
-  const int result = any;
+  const int result = count;
   emulation::meet_block(place);
-  any = 0;
+  count = 0;
+  emulation::meet_block(place);
   return result;
 }
+inline int __syncthreads_or(int mine, EMULATION_HERE) { return __syncthreads_count(mine, place) != 0; }
 template <class T>
 T __shfl_sync(unsigned, T mine, int lane, EMULATION_HERE) {
   return static_cast<T>(emulation::meet_warp(mine, place)[lane & 31]);
