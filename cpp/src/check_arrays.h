@@ -5,7 +5,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
-#include <utility>
 
 #include "arguments.h"
 #include "require.h"
@@ -21,8 +20,8 @@ struct Region {
   uint64_t step;  ///< bytes from one run to the next
 };
 
-/// Of an array without elements: it ends before it begins, which no other array's region does.
-inline constexpr Region kNoRegion{uint64_t{1} << 61, 0, 0, 0, 0};
+/// Of an array without elements.
+inline constexpr Region kNoRegion{};
 
 /// Whether the bytes from `begin` to `end` meet a run of `region`.
 inline bool meets(uint64_t begin, uint64_t end, const Region& region) {
@@ -125,16 +124,30 @@ template <class List, class Buffers>
   });
 }
 
-/// Whether a range of addresses meets one of those before it. Without branches: most often none does.
-template <size_t kCount>
-bool any_meet(const std::array<uint64_t, kCount>& begins, const std::array<uint64_t, kCount>& ends) {
-  uint64_t signs = 0;  // of differences that are negative where two ranges meet
-  const auto add_pairs_of = [&](size_t i) {
-    for (size_t j = 0; j < i; ++j) signs |= (begins[i] - ends[j]) & (begins[j] - ends[i]);
-  };
-  [&]<size_t... kI>(std::index_sequence<kI...>) { (add_pairs_of(kI), ...); }(std::make_index_sequence<kCount>());
-  return signs >> 63 != 0;
-}
+/// Ranges of addresses, at most `kMost`.
+template <size_t kMost>
+class Ranges {
+ public:
+  /// Adds that of a region, if it has any.
+  void add(const Region& region) {
+    begins_[count_] = region.begin;
+    ends_[count_] = region.end;
+    count_ += region.runs != 0;
+  }
+
+  /// Whether two of them meet. Without branches on addresses: most often none do.
+  bool any_meet() const {
+    uint64_t signs = 0;  // of differences that are negative where two ranges meet
+    for (size_t i = 1; i < count_; ++i) {
+      for (size_t j = 0; j < i; ++j) signs |= (begins_[i] - ends_[j]) & (begins_[j] - ends_[i]);
+    }
+    return signs >> 63 != 0;
+  }
+
+ private:
+  std::array<uint64_t, kMost> begins_, ends_;
+  size_t count_ = 0;
+};
 
 /// Throws unless each array of the list is one that kernels can read or write, and no output overlaps another array.
 template <class List, class Buffers>
@@ -143,13 +156,10 @@ void check_arrays(const Require& require, const List& list, const Buffers& buffe
   require(type == DeviceType::cpu || type == DeviceType::cuda, "device type is ", static_cast<int64_t>(type),
           ", must be cpu or cuda");
   const RegionOf region_of(require);
-  std::array<uint64_t, List::kArrays> begins, ends;
-  list.for_each_array([&](size_t i, const auto& argument) {
-    const Region region = region_of(argument.name, buffers.*argument.field);
-    begins[i] = region.begin;
-    ends[i] = region.end;
-  });
-  if (any_meet(begins, ends)) check_overlaps(require, list, buffers);
+  Ranges<List::kArrays> ranges;
+  list.for_each_array(
+      [&](size_t, const auto& argument) { ranges.add(region_of(argument.name, buffers.*argument.field)); });
+  if (ranges.any_meet()) check_overlaps(require, list, buffers);
 }
 
 }  // namespace nsa_kernel

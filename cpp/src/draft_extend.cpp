@@ -12,7 +12,8 @@ namespace {
 
 constexpr Require require(kDraftExtendArguments.op);
 
-DraftExtend checked(DraftExtend buffers, Variant variant) {
+DraftExtend checked(const DraftExtend& given, Variant variant) {
+  DraftExtend buffers = given;
   check_arrays(require, kDraftExtendArguments, buffers);
   require(word_of(variant) != nullptr, "variant is ", static_cast<int64_t>(variant),
           ", must be basic, adaptive or optimized");

@@ -105,7 +105,8 @@ int64_t check_rows(const IndexerDecode& args) {
 
 /// The arguments, checked and in the one form that the loops and kernels read: numbers that have a default hold it, and
 /// `num_tokens` the rows to fill, in `native` those that all requests have together.
-IndexerDecode checked(IndexerDecode args) {
+IndexerDecode checked(const IndexerDecode& given) {
+  IndexerDecode args = given;
   const Require& require = require_decode;
   check_arrays(require, kIndexerDecodeArguments, args);
   require(word_of(args.layout) != nullptr, "layout is ", static_cast<int64_t>(args.layout), ", must be rows or native");
@@ -187,7 +188,8 @@ void fill_native_on_cpu(const IndexerDecode& args) {
 // Prefill.
 
 /// The arguments, checked and in the one form that the loops and kernels read: `end_row` is given.
-IndexerPrefill checked(IndexerPrefill args) {
+IndexerPrefill checked(const IndexerPrefill& given) {
+  IndexerPrefill args = given;
   const Require& require = require_prefill;
   check_arrays(require, kIndexerPrefillArguments, args);
   const int64_t batch = args.seq_lens.size;
@@ -249,7 +251,8 @@ void fill_on_cpu(const IndexerPrefill& args) {
 
 /// The arguments, checked and in the one form that the loops and kernels read: `num_mapped` is at most the size of
 /// `out`.
-TokenRequests checked(TokenRequests args) {
+TokenRequests checked(const TokenRequests& given) {
+  TokenRequests args = given;
   const Require& require = require_token_requests;
   check_arrays(require, kTokenRequestsArguments, args);
   require(args.query_start_loc.size >= 1, "query_start_loc has 0 elements, must have at least 1");

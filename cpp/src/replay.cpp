@@ -117,7 +117,8 @@ bool topk_plan_is_read(const Replay& args) {
 /// The arguments, checked and in the one form that the loops and kernels read: numbers that have a default hold it,
 /// `num_draft_tokens` the tokens of every request unless `extend_seq_lens` is given, and `topk_plan` is absent where
 /// nothing is written.
-Replay checked(Replay args) {
+Replay checked(const Replay& given) {
+  Replay args = given;
   check_arrays(require, kReplayArguments, args);
   require.countable("seq_lens", args.seq_lens.size);
   check_topk(args);
