@@ -69,6 +69,16 @@ class TypeCache {
       if (known == type) return entry.facts;
       if (known == nullptr) break;
     }
+    return meet(type);
+  }
+
+ private:
+  struct Entry {
+    std::atomic<PyTypeObject*> type{nullptr};
+    TypeFacts facts;
+  };
+
+  [[gnu::noinline]] TypeFacts meet(PyTypeObject* type) {
     const nb::handle handle = reinterpret_cast<PyObject*>(type);
     TypeFacts facts{look_up_table(type), framework_of(handle)};
     facts.unwrapping = unwrapping(handle);
@@ -80,12 +90,6 @@ class TypeCache {
     add(type, facts);
     return facts;
   }
-
- private:
-  struct Entry {
-    std::atomic<PyTypeObject*> type{nullptr};
-    TypeFacts facts;
-  };
 
   void add(PyTypeObject* type, TypeFacts facts) {
     const nb::ft_lock_guard lock(mutex_);
@@ -197,10 +201,11 @@ struct Arguments::Tensor {
   int64_t stride;
 };
 
-Arguments::Arguments(const char* op, const nb::handle* arrays, size_t count, nb::handle stream, bool is_kept)
+Arguments::Arguments(const char* op, PyObject* const* values, std::span<const size_t> arrays, nb::handle stream,
+                     bool is_kept)
     : op_(op),
+      values_(values),
       arrays_(arrays),
-      count_(count),
       is_kept_(is_kept),
       given_stream_(stream.is_valid() && !stream.is_none()) {
   if (given_stream_) stream_ = stream_handle(op, stream);
@@ -251,20 +256,25 @@ void Arguments::refuse_word(const char* name, nb::handle value, const std::strin
 Stream Arguments::stream() const { return given_stream_ ? stream_ : source_.current(device_); }
 
 void Arguments::find_source() {
-  for (size_t i = 0; i < count_; ++i) {
-    const TypeFacts facts = types.of(Py_TYPE(arrays_[i].ptr()));
+  for (const size_t i : arrays_) {
+    if (values_[i] == nullptr || values_[i] == Py_None) continue;
+    const TypeFacts facts = types.of(Py_TYPE(values_[i]));
     source_.offer(facts.framework, facts.table);
   }
 }
 
-void Arguments::share_device(const char* name, Device device) {
+void Arguments::refuse_device(const char* name, Device device) const {
+  throw nb::value_error((std::string(op_) + ": " + name + " is on " + device_name(device) + ", must be on " +
+                         device_name(device_) + " like " + first_name_)
+                            .c_str());
+}
+
+inline void Arguments::share_device(const char* name, Device device) {
   if (first_name_ == nullptr) {
     first_name_ = name;
     device_ = device;
-  } else if (device.type != device_.type || device.index != device_.index) {
-    throw nb::value_error((std::string(op_) + ": " + name + " is on " + device_name(device) + ", must be on " +
-                           device_name(device_) + " like " + first_name_)
-                              .c_str());
+  } else if (device != device_) {
+    refuse_device(name, device);
   }
 }
 
@@ -333,7 +343,7 @@ Arguments::Raw Arguments::imported(const char* name, nb::handle array, bool writ
           static_cast<int>(result.ndim()),  result.shape_ptr(), result.stride_ptr()};
 }
 
-Arguments::Raw Arguments::borrowed(const char* name, nb::handle array, const ExchangeTable& table) const {
+inline Arguments::Raw Arguments::borrowed(const char* name, nb::handle array, const ExchangeTable& table) const {
   dltensor tensor;
   if (table.borrow_from_object(array.ptr(), &tensor) != 0) refuse_export(name, array, take_error());
   return {static_cast<char*>(tensor.data) + tensor.byte_offset,

@@ -4,6 +4,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <span>
 #include <string>
 #include <vector>
 
@@ -23,9 +24,10 @@ struct HeldArrays {
 /// The arguments of one call. Views borrow their arrays, which the caller holds; what had to be imported is kept here.
 class Arguments {
  public:
-  /// `arrays` are all arrays of the call, and outlive this object. `stream` is checked at once; it may be null.
-  /// Of arrays that are kept, a plan takes the memory along.
-  Arguments(const char* op, const nanobind::handle* arrays, size_t count, nanobind::handle stream,
+  /// `values` are those of the call, null or None where there is none, and `arrays` says where arrays stand among them;
+  /// both outlive this object. `stream` is checked at once; it may be null. Of arrays that are kept, a plan takes the
+  /// memory along.
+  Arguments(const char* op, PyObject* const* values, std::span<const size_t> arrays, nanobind::handle stream,
             bool is_kept = false);
 
   /// [n] int32 or int64, any positive stride.
@@ -82,11 +84,12 @@ class Arguments {
   void keep_storage(const char* name, nanobind::handle tensor);
   void find_source();
   [[noreturn]] void refuse(const char* name, const std::string& what) const;
+  [[noreturn]] void refuse_device(const char* name, Device device) const;
   [[noreturn]] void refuse_export(const char* name, nanobind::handle array, const std::string& reason) const;
 
   const char* op_;
-  const nanobind::handle* arrays_;
-  size_t count_;
+  PyObject* const* values_;
+  std::span<const size_t> arrays_;
   bool is_kept_;
   bool given_stream_ = false;
   bool has_torch_ = false;

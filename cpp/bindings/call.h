@@ -47,14 +47,10 @@ class Call {
  public:
   /// `values` are those that Signature::place found, and outlive this object; `stream` may be null.
   Call(const List& list, PyObject* const* values, nanobind::handle stream = {})
-      : list_(list), values_(values), stream_(stream) {
-    list_.for_each([&](size_t i, const auto& argument) {
-      if (is_array(argument.kRole) && values_[i] != nullptr && values_[i] != Py_None) arrays_[count_++] = values_[i];
-    });
-  }
+      : list_(list), values_(values), stream_(stream) {}
 
   Arguments arguments(bool is_kept = false) const {
-    return Arguments(list_.op, arrays_.data(), count_, stream_, is_kept);
+    return Arguments(list_.op, values_, List::kArrayPlaces, stream_, is_kept);
   }
 
   /// The struct that the list describes.
@@ -62,18 +58,23 @@ class Call {
   Buffers read(Arguments& arguments) const {
     Buffers buffers;
     // Numbers before addresses: reading one may run Python code.
-    for (const bool arrays : {false, true}) {
-      list_.for_each([&](size_t i, const auto& argument) {
-        if (is_array(argument.kRole) != arrays) return;
-        if (values_[i] == nullptr) return;
-        assign(buffers.*argument.field, arguments, argument, values_[i]);
-      });
-    }
+    read<false>(arguments, buffers);
+    read<true>(arguments, buffers);
     buffers.device = arguments.device();
     return buffers;
   }
 
  private:
+  /// Reads either the arrays or all else.
+  template <bool kArrays, class Buffers>
+  void read(Arguments& arguments, Buffers& buffers) const {
+    list_.for_each([&](size_t i, const auto& argument) {
+      if constexpr (is_array(kRoleOf<decltype(argument)>) == kArrays) {
+        if (values_[i] != nullptr) assign(buffers.*argument.field, arguments, argument, values_[i]);
+      }
+    });
+  }
+
   template <class Field, class Entry>
   static void assign(Field& into, Arguments& arguments, const Entry& argument, nanobind::handle value) {
     constexpr Role kRole = Entry::kRole;
@@ -108,8 +109,6 @@ class Call {
   const List& list_;
   PyObject* const* values_;
   nanobind::handle stream_;
-  std::array<nanobind::handle, List::kSize> arrays_{};
-  size_t count_ = 0;
 };
 
 }  // namespace nsa_kernel::bindings

@@ -258,7 +258,7 @@ struct LaunchEmpty {
   }
 
   static nb::object call(PyObject* const* values) {
-    const Arguments arguments(kName, nullptr, 0, values[0]);
+    const Arguments arguments(kName, nullptr, {}, values[0]);
     const int64_t index = values[1] == nullptr ? 0 : arguments.integer("device", values[1]);
     constexpr int kMost = std::numeric_limits<int>::max();
     if (index < 0 || index > kMost) {

@@ -44,6 +44,10 @@ Signature::Signature(const char* name, size_t positional, std::vector<Parameter>
   for (const Parameter& parameter : parameters_) {
     PyObject* interned = PyUnicode_InternFromString(parameter.name);
     if (interned == nullptr) throw nb::python_error();
+    size_t slot = first_slot(interned);
+    while (slots_[slot].name != nullptr) slot = next_slot(slot);
+    slots_[slot] = {interned, names_.size()};
+    if (parameter.is_required) required_.push_back(names_.size());
     names_.push_back(interned);
   }
 }
@@ -67,65 +71,68 @@ void Signature::refuse_name(PyObject* name) const {
   refuse(text);
 }
 
-void Signature::check_count(size_t count) const {
-  if (count <= positional_) return;
+void Signature::refuse_count(size_t count) const {
   std::string text = std::to_string(count) + (count == 1 ? " argument is" : " arguments are") +
                      " given by position, must be at most " + std::to_string(positional_);
   if (positional_ < parameters_.size()) text += "; " + std::string(parameters_[positional_].name) + " goes by name";
   refuse(text);
 }
 
-size_t Signature::index_of(PyObject* name, size_t next) const {
-  const size_t count = names_.size();
-  // Names come interned, and most often in order.
-  for (size_t i = next; i < count; ++i) {
-    if (names_[i] == name) return i;
-  }
-  for (size_t i = 0; i < count; ++i) {
-    if (names_[i] == name) return i;
-  }
-  for (size_t i = 0; i < count && PyUnicode_Check(name); ++i) {
+void Signature::refuse_twice(size_t i) const {
+  refuse(std::string(parameters_[i].name) + " is given by position and by name, must be given once");
+}
+
+void Signature::refuse_absence(size_t i) const {
+  refuse(std::string(parameters_[i].name) + " is absent, must be given");
+}
+
+inline void Signature::check_count(size_t count) const {
+  if (count > positional_) refuse_count(count);
+}
+
+size_t Signature::index_of_text(PyObject* name) const {
+  for (size_t i = 0; i < names_.size() && PyUnicode_Check(name); ++i) {
     if (PyUnicode_CompareWithASCIIString(name, parameters_[i].name) == 0) return i;
   }
   refuse_name(name);
 }
 
-void Signature::place_by_name(PyObject* name, PyObject* value, size_t& next, PyObject** values) const {
-  const size_t i = index_of(name, next);
-  if (values[i] != nullptr)
-    refuse(std::string(parameters_[i].name) + " is given by position and by name, must be given once");
-  values[i] = value;
-  next = i + 1;
+inline size_t Signature::index_of(PyObject* name) const {
+  for (size_t slot = first_slot(name); slots_[slot].name != nullptr; slot = next_slot(slot)) {
+    if (slots_[slot].name == name) return slots_[slot].index;
+  }
+  return index_of_text(name);  // most often, names come interned
 }
 
-void Signature::require_all(PyObject* const* values) const {
-  for (size_t i = 0; i < parameters_.size(); ++i) {
-    if (values[i] == nullptr && parameters_[i].is_required) {
-      refuse(std::string(parameters_[i].name) + " is absent, must be given");
-    }
+inline void Signature::place_by_name(PyObject* name, PyObject* value, PyObject** values) const {
+  const size_t i = index_of(name);
+  if (values[i] != nullptr) refuse_twice(i);
+  values[i] = value;
+}
+
+inline void Signature::require_all(PyObject* const* values) const {
+  for (const size_t i : required_) {
+    if (values[i] == nullptr) refuse_absence(i);
   }
 }
 
 void Signature::place(PyObject* const* arguments, Py_ssize_t count, PyObject* names, PyObject** values) const {
-  size_t next = static_cast<size_t>(count);
-  check_count(next);
-  for (size_t i = 0; i < next; ++i) values[i] = arguments[i];
+  check_count(static_cast<size_t>(count));
+  for (Py_ssize_t i = 0; i < count; ++i) values[i] = arguments[i];
   if (names != nullptr) {
     const Py_ssize_t named = PyTuple_Size(names);
-    for (Py_ssize_t i = 0; i < named; ++i) {
-      place_by_name(PyTuple_GetItem(names, i), arguments[count + i], next, values);
-    }
+    for (Py_ssize_t i = 0; i < named; ++i) place_by_name(PyTuple_GetItem(names, i), arguments[count + i], values);
   }
   require_all(values);
 }
 
 void Signature::place(PyObject* arguments, PyObject* by_name, PyObject** values) const {
-  size_t next = static_cast<size_t>(PyTuple_Size(arguments));
-  check_count(next);
-  for (size_t i = 0; i < next; ++i) values[i] = PyTuple_GetItem(arguments, static_cast<Py_ssize_t>(i));
+  const Py_ssize_t count = PyTuple_Size(arguments);
+  check_count(static_cast<size_t>(count));
+  for (Py_ssize_t i = 0; i < count; ++i) values[i] = PyTuple_GetItem(arguments, i);
   PyObject *name = nullptr, *value = nullptr;
   for (Py_ssize_t at = 0; by_name != nullptr && PyDict_Next(by_name, &at, &name, &value);) {
-    place_by_name(name, value, next, values);
+    place_by_name(name, value, values);
   }
   require_all(values);
 }

@@ -3,6 +3,8 @@
 
 #include <nanobind/nanobind.h>
 
+#include <array>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -44,17 +46,33 @@ class Signature {
   nanobind::dict row() const;
 
  private:
+  /// A slot of the table that finds parameters by the addresses of their interned names: a name is in the slot that its
+  /// address gives, or in the first after it that was free.
+  struct Slot {
+    PyObject* name;  ///< null in a free one
+    size_t index;
+  };
+  static constexpr size_t kSlots = 128;
+  static size_t first_slot(PyObject* name) { return reinterpret_cast<uintptr_t>(name) / 16 % kSlots; }
+  static size_t next_slot(size_t slot) { return (slot + 1) % kSlots; }
+
   void check_count(size_t count) const;
-  size_t index_of(PyObject* name, size_t next) const;
-  void place_by_name(PyObject* name, PyObject* value, size_t& next, PyObject** values) const;
+  size_t index_of(PyObject* name) const;
+  size_t index_of_text(PyObject* name) const;
+  void place_by_name(PyObject* name, PyObject* value, PyObject** values) const;
   void require_all(PyObject* const* values) const;
   [[noreturn]] void refuse(const std::string& what) const;
+  [[noreturn]] void refuse_count(size_t count) const;
+  [[noreturn]] void refuse_twice(size_t i) const;
+  [[noreturn]] void refuse_absence(size_t i) const;
   [[noreturn]] void refuse_name(PyObject* name) const;
 
   const char* name_;
   size_t positional_;
   std::vector<Parameter> parameters_;
-  std::vector<PyObject*> names_;  ///< interned
+  std::vector<PyObject*> names_;      ///< interned
+  std::array<Slot, kSlots> slots_{};  ///< far more than there are parameters
+  std::vector<size_t> required_;      ///< where the parameters stand that are
   Docs docs_;
 };
 

@@ -54,15 +54,6 @@ Framework framework_of(nb::handle type) {
   return Framework::other;
 }
 
-void StreamSource::offer(Framework framework, const ExchangeTable* table) {
-  if (table_ != nullptr || framework_ != Framework::other) return;
-  if (table != nullptr && table->current_stream != nullptr) {
-    table_ = table;
-  } else if (framework != Framework::jax) {
-    framework_ = framework;
-  }
-}
-
 Stream StreamSource::current(Device device) const {
   if (device.type != DeviceType::cuda) return nullptr;
   Stream handle = nullptr;

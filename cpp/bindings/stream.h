@@ -20,7 +20,14 @@ Framework framework_of(nanobind::handle type);
 class StreamSource {
  public:
   /// Takes a framework, or the exchange table of its arrays where that is not null, unless there is a source already.
-  void offer(Framework framework, const ExchangeTable* table);
+  void offer(Framework framework, const ExchangeTable* table) {
+    if (table_ != nullptr || framework_ != Framework::other) return;
+    if (table != nullptr && table->current_stream != nullptr) {
+      table_ = table;
+    } else if (framework != Framework::jax) {
+      framework_ = framework;
+    }
+  }
 
   /// The framework's current stream on `device`; the legacy default stream where no framework has one.
   Stream current(Device device) const;

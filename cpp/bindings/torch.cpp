@@ -13,15 +13,22 @@ namespace {
 class TorchFunction {
  public:
   explicit TorchFunction(nb::handle function) : function_(nb::borrow(function)) {
-    if (!PyCFunction_CheckExact(function.ptr()) || PyCFunction_GetFlags(function.ptr()) != METH_NOARGS) return;
-    plain_ = PyCFunction_GetFunction(function.ptr());
+    if (!PyCFunction_CheckExact(function.ptr())) return;
+    const int flags = PyCFunction_GetFlags(function.ptr());
+    const PyCFunction called = PyCFunction_GetFunction(function.ptr());
     self_ = PyCFunction_GetSelf(function.ptr());
+    if (flags == METH_NOARGS) plain_ = called;
+    if (flags == (METH_FASTCALL | METH_KEYWORDS)) {
+      fast_ = reinterpret_cast<FastFunction>(reinterpret_cast<void (*)()>(called));
+    }
   }
 
   /// Whether it gives something that counts as true; false of None.
   bool is_true() const {
     if (function_.is_none()) return false;
-    const auto result = checked(plain_ != nullptr ? plain_(self_, nullptr) : PyObject_CallNoArgs(function_.ptr()));
+    const auto result = checked(plain_ != nullptr  ? plain_(self_, nullptr)
+                                : fast_ != nullptr ? fast_(self_, nullptr, 0, nullptr)
+                                                   : PyObject_CallNoArgs(function_.ptr()));
     const int truth = PyObject_IsTrue(result.ptr());
     if (truth < 0) throw nb::python_error();
     return truth != 0;
@@ -36,8 +43,11 @@ class TorchFunction {
   }
 
  private:
+  using FastFunction = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t, PyObject*);
+
   nb::object function_;
   PyCFunction plain_ = nullptr;
+  FastFunction fast_ = nullptr;
   PyObject* self_ = nullptr;
 };
 

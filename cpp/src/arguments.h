@@ -120,6 +120,14 @@ struct ArgumentList {
   static constexpr size_t kSize = sizeof...(Entries);
   static constexpr size_t kArrays = (size_t{0} + ... + size_t{is_array(kRoleOf<Entries>)});
 
+  /// Where its arrays stand among all arguments.
+  static constexpr std::array<size_t, kArrays> kArrayPlaces = [] {
+    std::array<size_t, kArrays> places{};
+    size_t i = 0, count = 0;
+    ((is_array(kRoleOf<Entries>) ? void(places[count++] = i++) : void(++i)), ...);
+    return places;
+  }();
+
   const char* op;     ///< as messages name it
   size_t positional;  ///< so many may go by position, the others by name alone
   std::tuple<Entries...> entries;
