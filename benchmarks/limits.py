@@ -148,7 +148,7 @@ def _everywhere(records: list[Record]) -> Iterator[Limit]:
     wrong = sum(record.status in (WRONG, FAILED) for record in records)
     yield Limit("rows that are wrong or failed", 0, {"all": float(wrong)})
     first_calls = {
-        f"{record.part}, {record.case}": record.first_call
+        f"{record.part}, {record.case}, {record.row}": record.first_call
         for record in records
         if record.group == OURS and record.first_call is not None
     }
