@@ -251,7 +251,7 @@ def main() -> None:
         "--deep-gemm", action="store_true", help="FOLDER has DeepGEMM too: have it make vLLM's schedules"
     )
     parser.add_argument("--only", default="", help="builds whose name has this, for example decode")
-    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--rounds", type=int, default=51)
     parser.add_argument("--small", action="store_true", help="small batches, once: to see that all runs")
     parser.add_argument("--out", type=Path, help="the JSON file; the default is results/<gpu>/vllm_builds.json")
     options = parser.parse_args()

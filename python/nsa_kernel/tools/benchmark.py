@@ -48,6 +48,7 @@ Call = Callable[[], object]
 Timer = Callable[[], float]
 
 HOST_BATCH_US = 1000.0
+HOST_TRIALS = 5
 HOST_BATCH_CALLS = 50  # well under the launches that a stream queues before the host has to wait
 GRAPH_US = 1000.0
 GRAPH_NODES = 1000
@@ -91,12 +92,20 @@ def batch_size(call_us: float, batch_us: float, most: int) -> int:
     return max(1, min(most, math.ceil(batch_us / max(call_us, 1e-3))))
 
 
+def host_batch(call: Call) -> int:
+    """How many calls fill a batch: the first may take longer than those after it, and any may be interrupted."""
+    trials = []
+    for _ in repeat(None, HOST_TRIALS):
+        start = time.perf_counter_ns()
+        call()
+        trials.append((time.perf_counter_ns() - start) / 1e3)
+    return batch_size(statistics.median(trials), HOST_BATCH_US, HOST_BATCH_CALLS)
+
+
 def host_timer(call: Call, finish: Call) -> Timer:
     """Times the host's share of one call. `finish` waits for the device, outside the time."""
     finish()
-    start = time.perf_counter_ns()
-    call()
-    calls = batch_size((time.perf_counter_ns() - start) / 1e3, HOST_BATCH_US, HOST_BATCH_CALLS)
+    calls = host_batch(call)
     finish()
 
     def sample() -> float:
@@ -113,10 +122,7 @@ def host_timer(call: Call, finish: Call) -> Timer:
 def done_timer(call: Call, finish: Call) -> Timer:
     """Times one call until the host knows that its outputs are written: the call, then `finish`."""
     finish()
-    start = time.perf_counter_ns()
-    call()
-    finish()
-    calls = batch_size((time.perf_counter_ns() - start) / 1e3, HOST_BATCH_US, HOST_BATCH_CALLS)
+    calls = host_batch(lambda: (call(), finish()))
 
     def sample() -> float:
         start = time.perf_counter_ns()
