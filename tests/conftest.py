@@ -41,6 +41,15 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("device", names, scope="session")
 
 
+SLOW_FILES = ["test_emulation.py", "test_sglang_refresh.py", "test_vllm.py", "test_sglang.py"]
+
+
+@pytest.hookimpl(trylast=True)  # the order that fixtures ask for comes before
+def pytest_collection_modifyitems(items):
+    """The slow files come first: where files run in parallel, none is left for last."""
+    items.sort(key=lambda item: SLOW_FILES.index(item.path.name) if item.path.name in SLOW_FILES else len(SLOW_FILES))
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "cuda: needs a CUDA device")
 
