@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "check.h"
+#include "enqueue.cuh"
 #include "kernels.h"
 #include "launch.h"
 
@@ -48,7 +49,7 @@ bool runs_on(const std::string& architecture, int major, int minor) {
 
 Target Kernels::load(Device device) const {
   const RelaxedCapture relaxed;
-  Target target{0, true};
+  Target target{0, true, true};
   for (const void* kernel : kernels_) {
     cudaFuncAttributes attributes;
     const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
@@ -63,6 +64,7 @@ Target Kernels::load(Device device) const {
     check(status, op_);
     // Code for an older device does not wait, also where it was compiled anew for this one.
     target.dependent_launch = target.dependent_launch && attributes.ptxVersion >= kDependentLaunch;
+    target.has_fast = target.has_fast && attributes.ptxVersion != kGenericPtx;
   }
   check(cudaDeviceGetAttribute(&target.multiprocessors, cudaDevAttrMultiProcessorCount, device.index), op_);
   return target;

@@ -14,6 +14,7 @@ namespace nsa_kernel::cuda {
 struct Target {
   int multiprocessors;
   bool dependent_launch;  ///< every kernel waits by itself, see enqueue.cuh
+  bool has_fast;          ///< not only the generic kernels, see enqueue.cuh
 };
 
 /// Kernels that are loaded together, once a device. CUDA loads code at its first use, which a capture may forbid.

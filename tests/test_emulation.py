@@ -69,7 +69,10 @@ def as_value(value):
 
 
 class Machine:
-    """A device of so many multiprocessors; `seed` decides who takes which turn."""
+    """A device of so many multiprocessors; `seed` decides who takes which turn.
+
+    A negative number of multiprocessors: it has the generic kernels alone.
+    """
 
     def __init__(self, kernels, multiprocessors, seed=0):
         self.kernels, self.where = kernels, (multiprocessors, ctypes.c_uint64(seed))
@@ -122,7 +125,7 @@ def way_of(machine, op):
     return machine.replay if op == "schedule" else getattr(machine, op)
 
 
-@pytest.mark.parametrize("multiprocessors", [1, 3, 20])
+@pytest.mark.parametrize("multiprocessors", [1, 3, 20, -3])
 @pytest.mark.parametrize(
     ("op", "name"), [(op, name) for op in OPS if op != "draft_extend" for name in OPS[op].named_cases]
 )

@@ -3,7 +3,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <sstream>
+#include <algorithm>
 
 #include "text.h"
 
@@ -16,8 +16,10 @@ namespace {
 std::string wrapped(std::string line, const std::string& text) {
   constexpr size_t kWidth = 112;
   std::string result;
-  std::istringstream words(text);
-  for (std::string word; words >> word;) {
+  size_t end = 0;
+  for (size_t begin = 0; begin < text.size(); begin = end + 1) {  // a stream would bring the locales of libstdc++ along
+    end = std::min(text.find(' ', begin), text.size());
+    const std::string word = text.substr(begin, end - begin);
     if (line.size() + 1 + word.size() > kWidth) {
       result += line + "\n";
       line = "       ";

@@ -155,6 +155,7 @@ __device__ void fill_lengths_of_small_batch(const IndexerRowsArguments<Traits>& 
 template <class Traits>
 __global__ __launch_bounds__(kSmallBatchBlock) void indexer_rows_small_batch_kernel(
     const __grid_constant__ IndexerRowsArguments<Traits> args) {
+  if constexpr (is_left_out<Traits>()) return;
   await_stream();
   const unsigned block = blockIdx.x;
   if (block < args.roles.tables) {
@@ -174,6 +175,7 @@ constexpr int kResidentBlocks =
 template <class Traits>
 __global__ __launch_bounds__(kTile, kResidentBlocks<Traits>) void indexer_rows_kernel(
     const __grid_constant__ IndexerRowsArguments<Traits> args) {
+  if constexpr (is_left_out<Traits>()) return;
   await_stream();
   const unsigned block = blockIdx.x;
   if (block < args.roles.tables) {
@@ -230,6 +232,7 @@ __device__ void fill_native(const IndexerNativeArguments<Traits>& args) {
 template <class Traits>
 __global__ __launch_bounds__(kSmallBatchBlock) void indexer_native_small_batch_kernel(
     const __grid_constant__ IndexerNativeArguments<Traits> args) {
+  if constexpr (is_left_out<Traits>()) return;
   await_stream();
   if constexpr (Traits::kSchedules) {
     if (blockIdx.x >= args.schedule_begin) return fill_schedule_of_small_batch(args, blockIdx.x - args.schedule_begin);
@@ -240,6 +243,7 @@ __global__ __launch_bounds__(kSmallBatchBlock) void indexer_native_small_batch_k
 template <class Traits, int kThreads>
 __global__ __launch_bounds__(kThreads, kResidentBlocks<Traits, kThreads>) void indexer_native_kernel(
     const __grid_constant__ IndexerNativeArguments<Traits> args) {
+  if constexpr (is_left_out<Traits>()) return;
   await_stream();
   if constexpr (Traits::kSchedules) {
     if (blockIdx.x >= args.schedule_begin) return fill_schedule<kThreads>(args);
@@ -454,7 +458,7 @@ void launch_any(const IndexerDecode& buffers, cudaStream_t stream) {
   using Bounded = BoundedTraits<kSchedules>;
   using Unbounded = UnboundedTraits<kSchedules>;
   const Target target = kernels<kSchedules>.ready(buffers.device);
-  const int64_t bs = all_near(buffers) ? buffers.seq_lens.size : rules::kMaxStored;
+  const int64_t bs = target.has_fast && all_near(buffers) ? buffers.seq_lens.size : rules::kMaxStored;
   if (buffers.layout == IndexerLayout::native) {
     if (bs <= kWarp) return launch_native_small_batch<Bounded>(buffers, target, stream);
     if (bs <= kTile) return launch_native<Bounded>(buffers, target, stream);

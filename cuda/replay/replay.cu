@@ -29,6 +29,7 @@ using SmallBatchShape = CopyShape<Traits::kCounts == TokenCounts::lengths ? 4 : 
 template <class Traits>
 __global__ __launch_bounds__(kSmallBatchBlock) void replay_small_batch_kernel(
     const __grid_constant__ ReplayArguments<Traits> args) {
+  if constexpr (is_left_out<Traits>()) return;
   await_stream();
   const unsigned block = blockIdx.x;
   if (block < args.roles.tables) {
@@ -48,6 +49,7 @@ __global__ __launch_bounds__(kSmallBatchBlock) void replay_small_batch_kernel(
 template <class Traits>
 __global__ __launch_bounds__(kTile, kBlocksPerMultiprocessor) void replay_kernel(
     const __grid_constant__ ReplayArguments<Traits> args) {
+  if constexpr (is_left_out<Traits>()) return;
   await_stream();
   const unsigned block = blockIdx.x;
   if (block < args.roles.tokens) {
@@ -226,7 +228,7 @@ void launch_fast(const Replay& buffers, const Target& target, cudaStream_t strea
 template <bool kSchedules>
 void launch_any(const Replay& buffers, cudaStream_t stream) {
   const Target target = kernels<kSchedules>.ready(buffers.device);
-  if (!is_fast(buffers)) return launch<UnboundedTraits<kSchedules>>(buffers, target, stream);
+  if (!target.has_fast || !is_fast(buffers)) return launch<UnboundedTraits<kSchedules>>(buffers, target, stream);
   if (buffers.extend_seq_lens) return launch_fast<RaggedTraits<kSchedules>>(buffers, target, stream);
   launch_fast<UniformTraits<kSchedules>>(buffers, target, stream);
 }

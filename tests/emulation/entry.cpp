@@ -1,4 +1,5 @@
 // The ops on the emulated device, for a test that is not written in C++.
+#include <cstdlib>
 #include <cstring>
 #include <optional>
 #include <string>
@@ -13,7 +14,11 @@
 
 namespace nsa_kernel::cuda {
 
-Target Kernels::load(Device) const { return {emulation::multiprocessors, false}; }
+Target Kernels::load(Device) const {
+  return {.multiprocessors = std::abs(emulation::multiprocessors),
+          .dependent_launch = false,
+          .has_fast = emulation::multiprocessors > 0};
+}
 
 void DeviceGuard::enter(Device) {}
 void DeviceGuard::leave() {}
