@@ -20,7 +20,7 @@ def fetched(config, name, *packages, source=None):
 
     Skips the test where they cannot be fetched.
     """
-    folder = PEERS / "{}-py{}.{}".format(name, *sys.version_info)
+    folder = PEERS / "{}-py{}.{}{}".format(name, *sys.version_info[:2], sys.abiflags)
     PEERS.mkdir(parents=True, exist_ok=True)
     with open(PEERS / f"{folder.name}.lock", "w") as lock:  # processes of a parallel run wait for each other
         fcntl.flock(lock, fcntl.LOCK_EX)
