@@ -172,8 +172,9 @@ def child_logs_late(folder):
 
 def test_the_log_lines_wait_for_the_log(in_child):
     log = in_child(child_logs_late, NSA_KERNEL_VLLM="")  # as if it were not set
-    assert log.startswith("started\n")
-    assert said(log) == [replaces(*level) for level in LEVELS.items()]
+    early, late = log.split("started\n")
+    assert said(early) == []
+    assert said(late) == [replaces(*level) for level in LEVELS.items()]
 
 
 def child_compares_signatures(folder):
@@ -190,7 +191,7 @@ def child_compares_signatures(folder):
 
 
 def test_signatures_are_vllms(in_child):
-    assert in_child(child_compares_signatures) == "equal\n"
+    assert in_child(child_compares_signatures).endswith("equal\n")
 
 
 def child_stays_untouched(folder, attribute=None, value=None):
