@@ -70,7 +70,7 @@ wheels: ## build, repair and test the wheels of CUDA 12 and 13 for this machine,
 freethreaded: ## build a Python without the GIL, run the tests in it, and stress it under ThreadSanitizer: an hour
 	packaging/freethreaded.sh
 
-arm: ## build the aarch64 wheel and run it under emulation: hours
+arm: ## build the aarch64 wheel and run it under emulation: an hour
 	packaging/cross_aarch64.sh
 	packaging/emulate_aarch64.sh
 

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Tests the package without the GIL: the suite and the stress test, then the stress test again with ThreadSanitizer over Python and
-# extension. Python is built from Debian's source of 3.13, which needs its build dependencies and some 30 minutes on two cores.
+# extension. Python is built from Debian's source of 3.13, which needs its build dependencies and some 10 minutes for each of two.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=$PWD/build/freethreaded
