@@ -203,10 +203,21 @@ def draw_launch(theme: dict[str, str]) -> str:
     """The roles of blocks, and the two phases in which table warps take their tasks."""
     picture = Picture(900, 560, "How one launch is divided: roles of blocks, static and overflow phase", theme)
     picture.text(20, 24, "One row of the grid, from block 0 on: roles in order, each with a known first block.")
-    small = (("tokens, requests, padding: by warps", "a", 270), ("tables", "b", 340), ("schedule", "c", 150))
-    large = (("requests", "d", 90), ("tokens", "a", 180), ("tables", "b", 340), ("schedule", "c", 150))
-    draw_roles(picture, 64, "up to 32 requests: blocks of 128 threads", (*small, ("top-k plan", "e", 100)))
-    draw_roles(picture, 136, "more: blocks of 512 threads", (*large, ("top-k plan", "e", 100)))
+    small = (
+        ("top-k plan", "e", 100),
+        ("tokens, requests, padding: by warps", "a", 270),
+        ("tables", "b", 340),
+        ("schedule", "c", 150),
+    )
+    large = (
+        ("requests", "d", 90),
+        ("top-k plan", "e", 100),
+        ("tokens", "a", 180),
+        ("tables", "b", 340),
+        ("schedule", "c", 150),
+    )
+    draw_roles(picture, 64, "up to 32 requests: blocks of 128 threads", small)
+    draw_roles(picture, 136, "more: blocks of 512 threads", large)
 
     bs, warps, static_tasks = 3, 6, 2
     task_counts = (1, 8, 2)
