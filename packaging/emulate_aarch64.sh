@@ -45,7 +45,7 @@ emulated() {
     mount --rbind /dev "$root/dev"
     mount -t proc proc "$root/proc"
     mount --bind "$checkout" "$root/mnt"
-    exec chroot "$root" /usr/bin/env --ignore-environment --chdir=/mnt HOME=/tmp LANG=C.UTF-8 \
+    exec chroot "$root" /usr/bin/env --ignore-environment --chdir=/mnt HOME=/tmp USER=root LANG=C.UTF-8 \
       PATH=/site/bin:/usr/bin PYTHONPATH=/site PYTHONPYCACHEPREFIX=/tmp/pycache "${@:4}"
   ' -- "$root" "$PWD" "$work/qemu/usr/bin/qemu-aarch64" "$@"
 }
