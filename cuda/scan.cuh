@@ -86,8 +86,8 @@ __device__ Value from_lane(const Value& value, int lane) {
   return of_lane.value;
 }
 
-/// How many lanes have a value that is at most `bound`, where values do not fall from lane to lane and that of the last
-/// exceeds it. The values of several lanes are asked for at a time.
+/// How many lanes have a value that is at most `bound`, where values are non-decreasing over the lanes and that of the
+/// last exceeds it. Shuffles are independent within a round, so that two rounds take less time than five binary steps.
 __device__ inline int lanes_at_most(int32_t bound, int32_t value) {
   constexpr int kGroup = 4;
   int lanes = 0;

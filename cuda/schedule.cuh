@@ -48,7 +48,7 @@ struct ScheduleArguments {
   __device__ void store(int32_t slot, const rules::ScheduleEntry& entry) const {
     schedule[slot] = {entry.row, entry.split};
   }
-  /// What the end itself holds, and a slot that has no work, if that is all there is.
+  /// The last entry of a schedule, and that of a slot without work; `total` is the work of the batch.
   __device__ rules::ScheduleEntry end_of(int32_t total) const { return {total == 0 ? 0 : end, 0}; }
 };
 
@@ -106,7 +106,7 @@ __device__ void fill_schedule_of_small_batch(const Args& args, unsigned block) {
   const bool mine = lane < batch.bs, runs_ahead = static_cast<int>(threadIdx.x) >= entries;
   const auto read = [&] { return mine ? batch.read(lane) : typename Args::Request{}; };
   typename Args::Request request{};
-  request.seq_len.low = 1u << 16;  // any that takes the usual way
+  request.seq_len.low = 1u << 16;  // a length that takes the common path
   if (!runs_ahead) request = read();
 
   const auto sums_before = [&](const typename Schedule::Type& end) {
@@ -130,7 +130,7 @@ __device__ void fill_schedule_of_small_batch(const Args& args, unsigned block) {
       all = warp_sum(sums);  // does not wait for the scan
     }
     if (is_cut || !Schedule::are_cut(all, batch)) break;
-    // Few batches are cut: to read again is better than to keep what was read.
+    // Few batches are cut: reading again costs less than keeping the request in registers.
     scheduled_request = scheduled(batch, out.rule, read(), Schedule::tokens(sums_before(end), batch, lane));
   }
   const int32_t total = Schedule::work(all);

@@ -46,7 +46,7 @@ emulated() {
     mount -t proc proc "$root/proc"
     mount --bind "$checkout" "$root/mnt"
     exec chroot "$root" /usr/bin/env --ignore-environment --chdir=/mnt HOME=/tmp USER=root LANG=C.UTF-8 \
-      PATH=/site/bin:/usr/bin PYTHONPATH=/site PYTHONPYCACHEPREFIX=/tmp/pycache "${@:4}"
+      PATH=/site/bin:/usr/bin PYTHONPATH=/site PYTHONPYCACHEPREFIX=/site/pycache "${@:4}"
   ' -- "$root" "$PWD" "$work/qemu/usr/bin/qemu-aarch64" "$@"
 }
 
