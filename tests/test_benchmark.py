@@ -475,7 +475,7 @@ def test_schedule_limits():
     records = [
         *schedule_records(1, 1.5, 1.625, 1.3, 3.0),
         *schedule_records(32, 2.0, 2.25, 1.4, 3.0),
-        *schedule_records(128, 3.0, 3.25, 1.7, 3.0),
+        *schedule_records(128, 3.0, 3.25, 1.6, 3.0),
     ]
     few, many = (found for found in limits.limits(records) if found.name.startswith("schedule and top-k plan add"))
     assert few.values == {"bs 1": pytest.approx(0.125), "bs 32": pytest.approx(0.25)}
