@@ -1,6 +1,7 @@
 """Times vLLM's own builds of metadata as it makes them ("off") and with the plug-in ("on").
 
     python benchmarks/vllm_builds.py FOLDER                    # a table, and JSON beside the other results
+    python benchmarks/vllm_builds.py FOLDER --compare 2000     # compares random builds of decodes, and times nothing
     python benchmarks/vllm_builds.py FOLDER --collect SMALL    # copies the few files of it that are needed
 
 FOLDER has vLLM 0.33.0's Python files, as `make test` keeps them in build/peers; the rest of vLLM is stubs
@@ -16,6 +17,7 @@ import itertools
 import json
 import math
 import os
+import random
 import shutil
 import sys
 import tempfile
@@ -80,6 +82,23 @@ def decodes() -> Iterator[Build]:
             for name, batch in (("exact", exact), ("padded", padded), ("draft step", drafted)):
                 if name != "draft step" or tokens > 1:
                     yield Build("decode", facts | {"batch": name}, partial(rebuild, builder, batch), (builder, batch))
+
+
+def random_decodes(count: int) -> Iterator[Build]:
+    """Batches of all sizes with lengths of all magnitudes, some of them padded."""
+    builders = {(family, tokens): make_builder(family, tokens) for family in FAMILIES for tokens in (1, 2, 3, 4)}
+    for seed in range(count):
+        draw = random.Random(seed)
+        (family, tokens), builder = draw.choice(list(builders.items()))
+        bs = draw.randint(1, draw.choice(BATCH_SIZES))
+        longest = draw.choice((1, 256, 1024, KV, 32 * WIDTH))
+        kv = [tokens + draw.randrange(longest) for _ in range(bs)]
+        queries, padded = [tokens] * bs, draw.randrange(3) == 0
+        if padded:
+            queries, kv = [*queries, 0], [*kv, 0]
+        batch = stubs.make_batch(queries, kv, table_of(len(kv)), num_tokens=len(kv) * tokens)
+        facts = {"seed": seed, "sm": family, "tokens": tokens, "bs": bs, "padded": padded}
+        yield Build("decode", facts, partial(rebuild, builder, batch), (builder, batch))
 
 
 def refreshes() -> Iterator[Build]:
@@ -215,7 +234,7 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield f"decode, host: at most {worst['host_ratio']:.2f} of vLLM's (limit 0.15), in {line(worst).split('  ')[0]}"
     yield f"decode, host: at most {max(row['host_on'] for row in decode):.1f} us (limit 45)"
     counts = sorted({row["launches_on"] for row in decode if row["launches_on"] is not None})
-    yield f"decode, launches: {counts or '-'} (limit 1, and vLLM's own two for its schedule)"
+    yield f"decode, launches: {counts or '-'} (limit 1)"
     ratios = [row["device_ratio"] for row in decode if "device_ratio" in row]
     if ratios:
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
@@ -250,6 +269,9 @@ def main() -> None:
     parser.add_argument(
         "--deep-gemm", action="store_true", help="FOLDER has DeepGEMM too: have it make vLLM's schedules"
     )
+    parser.add_argument(
+        "--compare", type=int, metavar="COUNT", help="compare as many random builds of decodes, and end"
+    )
     parser.add_argument("--only", default="", help="builds whose name has this, for example decode")
     parser.add_argument("--rounds", type=int, default=51)
     parser.add_argument("--small", action="store_true", help="small batches, once: to see that all runs")
@@ -280,6 +302,11 @@ def main() -> None:
     plan = deep_gemm._get_paged_mqa_logits_metadata_impl
     if options.deep_gemm:  # which has kernels for this GPU alone
         globals()["FAMILIES"] = (torch.cuda.get_device_capability()[0] * 10,)
+    if options.compare:
+        for build in random_decodes(options.compare):
+            compare(build, ways)
+        print(f"{options.compare} random builds of decodes are equal to vLLM's")
+        return
     rows = []
     print(f"{'microseconds':<52}" + "".join(f"{column.replace('_', ' '):>13}" for column in COLUMNS))
     for build in itertools.chain(decodes(), refreshes(), prefills(), sparse_mla()):

@@ -19,10 +19,9 @@ from nsa_kernel.vllm.versions import BUILDER, DEEP_GEMM, INDEXER
 deep_gemm = importlib.import_module(DEEP_GEMM)
 indexer = importlib.import_module(INDEXER)
 
-# The schedules of the DeepGEMM in vLLM's wheel are known for pages of 64 states, and on SM90 for these query lengths.
+# The schedules of the DeepGEMM in vLLM's wheel are known for pages of 64 states.
 _DEEP_GEMM_IN_WHEEL = "vllm.third_party.deep_gemm"
 _SCHEDULE_PAGE = 64
-_NATIVE_SCHEDULES = (1, 2)
 
 MAX_STEPS = 2048  # kinds of step that a builder keeps before it starts anew
 
@@ -80,9 +79,9 @@ class Known:
             return "deepgemm_sm100_384"
         return "deepgemm_sm90" if indexer.current_platform.is_device_capability_family(90) else None
 
-    def schedule_arguments(self, layout: str, longest: int, schedule: torch.Tensor) -> dict[str, Any]:
+    def schedule_arguments(self, layout: str, schedule: torch.Tensor) -> dict[str, Any]:
         """What has our launch write the schedule; empty where vLLM's own call has to."""
-        if self.schedule_format is None or (layout == "native" and longest not in _NATIVE_SCHEDULES):
+        if self.schedule_format is None:
             return {}
         arguments = {"schedule": schedule, "schedule_format": self.schedule_format}
         if layout == "native":
@@ -140,7 +139,12 @@ class Known:
         dcp, equal = common.dcp_local_seq_lens is not None, shortest == longest
         layout: Literal["native", "rows"] = "native" if self.native[longest] else "rows"
         per_req_lens = builder.per_req_decode_lens_buffer[:num_reqs]
-        scheduled = self.schedule_arguments(layout, longest, builder.scheduler_metadata_buffer)
+        schedule = builder.scheduler_metadata_buffer
+        if self.schedules:
+            query_len = longest if layout == "native" else 1
+            slots = deep_gemm._paged_mqa_logits_schedule_slots(builder.num_sms, query_len)
+            schedule = schedule[: slots + 1]
+        scheduled = self.schedule_arguments(layout, schedule)
         global_seq_lens, indices = seq_lens if dcp else None, None
         arguments: dict[str, Any] = {
             "seq_lens": seq_lens,
@@ -183,9 +187,9 @@ class Known:
             if dcp and longest > 1:
                 arguments["global_seq_lens"] = builder.global_decode_seq_lens_buffer
                 global_seq_lens = builder.global_decode_seq_lens_buffer[:num_tokens]
-        schedule, fill_schedule = builder.scheduler_metadata_buffer, None
+        fill_schedule = None
         if self.schedules and not scheduled:
-            schedule, fill_schedule = self.own_schedule(builder, lengths, indices)
+            fill_schedule = self.own_schedule(builder, lengths, indices, schedule)
         uneven = layout == "native" and not equal
         return _Step(
             nsa_kernel.IndexerDecodePlan(layout, **arguments).run,
@@ -194,17 +198,15 @@ class Known:
         )
 
     @staticmethod
-    def own_schedule(builder: Any, lengths: torch.Tensor, indices: Any) -> tuple[torch.Tensor, Callable[[], Any]]:
-        """The part of the schedule's buffer that vLLM's own call fills, and what that comes down to."""
-        slots = deep_gemm._paged_mqa_logits_schedule_slots(builder.num_sms, lengths.shape[1])
-        arguments = lengths, builder.kv_cache_spec.num_states, slots
+    def own_schedule(builder: Any, lengths: torch.Tensor, indices: Any, schedule: torch.Tensor) -> Callable[[], Any]:
+        """What vLLM's own call for a schedule comes down to."""
+        arguments = lengths, builder.kv_cache_spec.num_states, len(schedule) - 1
         options = {} if indices is None else {"indices": indices}
-        schedule = builder.scheduler_metadata_buffer[: slots + 1]
 
         def fill() -> None:
             schedule.copy_(deep_gemm._get_paged_mqa_logits_metadata_impl(*arguments, **options))
 
-        return schedule, fill
+        return fill
 
 
 def known_of(builder: Any) -> Known:

@@ -94,7 +94,7 @@ def update_draft_decode_metadata(self: Any, metadata: Any) -> Any:
             "indices": decode.indices,
             "expanded_block_table": decode.block_table,
         }
-    scheduled = known.schedule_arguments(layout, 1, decode.schedule_metadata)
+    scheduled = known.schedule_arguments(layout, decode.schedule_metadata)
     nsa_kernel.fill_indexer_decode_metadata(layout, **arguments, **scheduled)
     if self.compress_ratio > 1:
         positions = self.arange_buffer
