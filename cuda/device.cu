@@ -45,6 +45,22 @@ bool runs_on(const std::string& architecture, int major, int minor) {
   return built / 10 == major && device >= built;
 }
 
+std::vector<DeviceInfo> ask_devices(int count, const std::vector<std::string>& architectures) {
+  std::vector<DeviceInfo> devices;
+  for (int device = 0; device < count; ++device) {
+    cudaDeviceProp properties;
+    if (cudaGetDeviceProperties(&properties, device) != cudaSuccess) {
+      cudaGetLastError();
+      continue;
+    }
+    const bool usable = std::any_of(architectures.begin(), architectures.end(), [&](const auto& built) {
+      return runs_on(built, properties.major, properties.minor);
+    });
+    devices.push_back({properties.name, properties.major, properties.minor, usable});
+  }
+  return devices;
+}
+
 }  // namespace
 
 Target Kernels::load(Device device) const {
@@ -91,19 +107,10 @@ void describe(Info& info) {
                                     "; the driver supports CUDA " + version_text(driver);
     return;
   }
-  bool any = false;
-  for (int device = 0; device < count; ++device) {
-    cudaDeviceProp properties;
-    if (cudaGetDeviceProperties(&properties, device) != cudaSuccess) {
-      cudaGetLastError();
-      continue;
-    }
-    const bool usable = std::any_of(info.architectures.begin(), info.architectures.end(), [&](const auto& built) {
-      return runs_on(built, properties.major, properties.minor);
-    });
-    any = any || usable;
-    info.devices.push_back({properties.name, properties.major, properties.minor, usable});
-  }
+  // They stay the same, and CUDA 12 takes more than a millisecond to tell.
+  static const std::vector<DeviceInfo> devices = ask_devices(count, info.architectures);
+  info.devices = devices;
+  const bool any = std::any_of(devices.begin(), devices.end(), [](const DeviceInfo& device) { return device.usable; });
   if (!any) info.reason = "no device runs the architectures of this build: " NSA_KERNEL_ARCHITECTURES;
 }
 
