@@ -321,9 +321,8 @@ def main() -> None:
     out = options.out or ROOT / "benchmarks" / "results" / folder_name(known) / "vllm_builds.json"
     if not options.small or options.out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(
-            json.dumps({"environment": known, "deep_gemm": options.deep_gemm, "rows": rows}, indent=1) + "\n"
-        )
+        head = json.dumps({"environment": known, "deep_gemm": options.deep_gemm})
+        out.write_text(head[:-1] + ', "rows": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]}\n")
     print("\n".join(summary(rows)))
 
 
