@@ -11,8 +11,10 @@ import tempfile
 import traceback
 from pathlib import Path
 
+TIMEOUT = 300  # seconds: where a machine is emulated or busy, an import of torch may take 100
 
-def run(function, *arguments, options=(), folders=(), timeout=100, **environment):
+
+def run(function, *arguments, options=(), folders=(), timeout=TIMEOUT, **environment):
     """Returns what the process printed; its failure is the test's. Arguments are words and numbers.
 
     `options` are Python's; `folders` come first where it looks for modules. The process ends itself by `timeout`, in
@@ -39,7 +41,7 @@ def environment_of(folders, environment):
 
 
 @contextlib.contextmanager
-def forks(module, folders=(), timeout=100, **environment):
+def forks(module, folders=(), timeout=TIMEOUT, **environment):
     """Yields a `run` like the above for a module's functions; its processes are forks of one, and so start fast."""
     code = f"import processes; processes.fork_for({module!r}, {timeout})"
     pipe = subprocess.PIPE

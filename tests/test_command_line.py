@@ -108,7 +108,7 @@ def child_tests_an_op_that_does_nothing(name):
     ],
 )
 def test_selftest_fails_on_a_mismatch(name):
-    assert "FAILED" in processes.run(child_tests_an_op_that_does_nothing, name, timeout=300, CUDA_VISIBLE_DEVICES="")
+    assert "FAILED" in processes.run(child_tests_an_op_that_does_nothing, name, CUDA_VISIBLE_DEVICES="")
 
 
 def child_tests_a_refresh_that_forgets(output):
@@ -123,7 +123,7 @@ def child_tests_a_refresh_that_forgets(output):
 
 @pytest.mark.parametrize("output", ["schedule", "topk_plan"])
 def test_selftest_fails_without_a_schedule_or_a_plan(output):
-    printed = processes.run(child_tests_a_refresh_that_forgets, output, timeout=300, CUDA_VISIBLE_DEVICES="")
+    printed = processes.run(child_tests_a_refresh_that_forgets, output, CUDA_VISIBLE_DEVICES="")
     assert re.search(rf"fill_replay_metadata, .*{output}_format .*: {output}\[0\] is -77, must be", printed)
 
 

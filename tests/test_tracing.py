@@ -192,7 +192,7 @@ def child_refuses(device, with_operators):
 @pytest.mark.parametrize("with_operators", [False, True], ids=["without operators", "with operators"])
 @pytest.mark.parametrize("child", [child_compiles, child_refuses], ids=lambda child: child.__name__)
 def test_calls_that_are_recorded(device, child, with_operators):
-    processes.run(child, device, with_operators, timeout=300)
+    processes.run(child, device, with_operators)
 
 
 def step(q, k):
