@@ -5,6 +5,7 @@ import contextlib
 import inspect
 import random
 import re
+import sys
 
 import arguments
 import nsa_kernel
@@ -585,6 +586,23 @@ def test_the_device_launches_after_refused_ones(device):
         with pytest.raises((ValueError, nsa_kernel.CudaError)):
             launch_empty_kernel(device=ordinal)
     launch_empty_kernel(device=torch.cuda.current_device())
+
+
+class Raising:
+    """An object that has no attribute to be had, and says so with another exception than AttributeError."""
+
+    def __getattr__(self, name):
+        raise ZeroDivisionError(name)
+
+
+@pytest.mark.parametrize("argument", ["extend_seq_lens", "stream"])
+def test_attributes_that_raise_are_not_printed(monkeypatch, argument):
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    fitting, _ = valid_arguments(DRAFT_EXTEND, "cpu")
+    with pytest.raises(TypeError, match=f"^{DRAFT_EXTEND}: {argument} is a .*Raising, must be"):
+        nsa_kernel.fill_draft_extend_metadata(**fitting | {argument: Raising()})
+    assert printed == []
 
 
 def test_cuda_arrays_given_to_a_build_without_cuda():

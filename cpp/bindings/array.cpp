@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 
+#include "attribute.h"
 #include "text.h"
 #include "torch.h"
 
@@ -20,8 +21,7 @@ constexpr nb::dlpack::dtype kInt64 = nb::dtype<int64_t>();
 
 /// The exchange table that a type carries, or null.
 const ExchangeTable* look_up_table(PyTypeObject* type) {
-  const nb::object capsule =
-      nb::getattr(nb::handle(reinterpret_cast<PyObject*>(type)), "__dlpack_c_exchange_api__", nb::none());
+  const nb::object capsule = attribute(nb::handle(reinterpret_cast<PyObject*>(type)), "__dlpack_c_exchange_api__");
   if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return nullptr;
   auto table = static_cast<const ExchangeTable*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
   while (table != nullptr && table->major != kDlpackMajor) table = table->previous;
@@ -35,13 +35,13 @@ bool is_fake(nb::handle type) {
 
 /// Whether a type exports as NumPy's arrays do: it is theirs, or inherits it.
 bool is_numpy(nb::handle type) {
-  return package_of(nb::getattr(nb::getattr(type, "__dlpack__", nb::none()), "__objclass__", nb::none())) == "numpy";
+  return package_of(attribute(attribute(type, "__dlpack__"), "__objclass__")) == "numpy";
 }
 
 /// What gives the tensor that holds the elements of one of torch's that hold none; null for other types.
 const char* unwrapping(nb::handle type) {
   if (framework_of(type) != Framework::torch) return nullptr;
-  if (nb::hasattr(type, "to_local")) return ".to_local()";
+  if (!attribute(type, "to_local").is_none()) return ".to_local()";
   return utf8(nb::type_name(type)).find("AsyncCollectiveTensor") != std::string::npos ? ".wait()" : nullptr;
 }
 
@@ -83,7 +83,7 @@ class TypeCache {
     TypeFacts facts{look_up_table(type), framework_of(handle)};
     facts.unwrapping = unwrapping(handle);
     facts.is_fake = is_fake(handle);
-    facts.is_buffer = PyType_GetSlot(type, Py_bf_getbuffer) != nullptr && !nb::hasattr(handle, "__dlpack__");
+    facts.is_buffer = PyType_GetSlot(type, Py_bf_getbuffer) != nullptr && attribute(handle, "__dlpack__").is_none();
     facts.has_storage = facts.framework == Framework::torch && is_tensor_type(handle);
     facts.is_subclass = facts.has_storage && utf8(nb::type_name(handle)) != "torch.Tensor";
     facts.is_numpy = is_numpy(handle);
@@ -174,7 +174,7 @@ int64_t export_stream(Stream stream, bool is_jax) {
 
 /// The device that `__dlpack_device__` names; the CPU for arrays that have none, such as a memoryview.
 std::pair<int32_t, int32_t> dlpack_device(nb::handle array) {
-  if (!nb::hasattr(array, "__dlpack_device__")) return {kDlCpu, 0};
+  if (attribute(array, "__dlpack_device__").is_none()) return {kDlCpu, 0};
   const nb::object device = array.attr("__dlpack_device__")();
   return {nb::cast<int32_t>(nb::int_(device[0])), nb::cast<int32_t>(nb::int_(device[1]))};
 }
@@ -282,7 +282,7 @@ inline void Arguments::share_device(const char* name, Device device) {
 nb::object Arguments::exported(const char* name, nb::handle array, bool is_jax) {
   try {
     const auto [kind, index] = dlpack_device(array);
-    if (!nb::hasattr(array, "__dlpack__")) return nb::borrow(array);
+    if (attribute(array, "__dlpack__").is_none()) return nb::borrow(array);
     nb::dict options;
     if (kind == kDlCuda || kind == kDlCudaManaged) {  // no stream matters on the CPU
       if (!given_stream_) find_source();

@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "attribute.h"
 #include "text.h"
 
 namespace nb = nanobind;
@@ -38,7 +39,7 @@ bool ask_for_handle(nb::handle stream, Stream& handle) {
 }  // namespace
 
 std::string package_of(nb::handle type) {
-  const nb::object module = nb::getattr(type, "__module__", nb::none());
+  const nb::object module = attribute(type, "__module__");
   const std::string name = nb::isinstance<nb::str>(module) ? utf8(module) : "";
   return name.substr(0, name.find('.'));
 }
@@ -76,9 +77,9 @@ Stream StreamSource::current(Device device) const {
 Stream stream_handle(const char* op, nb::handle stream) {
   Stream handle = nullptr;
   if (to_handle(stream, handle)) return handle;
-  if (nb::hasattr(stream, "__cuda_stream__") && ask_for_handle(stream, handle)) return handle;
+  if (!attribute(stream, "__cuda_stream__").is_none() && ask_for_handle(stream, handle)) return handle;
   // torch before 2.10 names the handle by this attribute alone.
-  if (to_handle(nb::getattr(stream, "cuda_stream", nb::none()), handle)) return handle;
+  if (to_handle(attribute(stream, "cuda_stream"), handle)) return handle;
   const std::string kind = PyLong_Check(stream.ptr()) ? text_by(PyObject_Repr, stream) : a_type(stream);
   const std::string message =
       std::string(op) + ": stream is " + kind + ", must be None, an int handle, or an object with __cuda_stream__";

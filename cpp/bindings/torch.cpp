@@ -4,6 +4,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "attribute.h"
+
 namespace nb = nanobind;
 
 namespace nsa_kernel::bindings {
@@ -82,14 +84,12 @@ class Once {
   std::atomic<const Made*> made_{nullptr};
 };
 
-/// A member, or None: what torch keeps private, another version may lack.
-nb::object member(nb::handle of, const char* name) { return nb::getattr(of, name, nb::none()); }
-
 nb::module_ torch_c() { return nb::module_::import_("torch._C"); }
 
+/// What torch keeps private, another version may lack.
 struct Recorders {
-  TorchFunction is_tracing{member(torch_c(), "_is_tracing")};
-  TorchFunction count_modes{member(torch_c(), "_len_torch_function_stack")};
+  TorchFunction is_tracing{attribute(torch_c(), "_is_tracing")};
+  TorchFunction count_modes{attribute(torch_c(), "_len_torch_function_stack")};
 };
 
 struct TensorMethods {
@@ -103,11 +103,11 @@ Once<TensorMethods> tensor_methods;
 
 /// Whether one of the modes that are active records the operators that are called.
 bool is_recorded() {
-  const nb::object proxy = member(member(torch_c(), "_TorchDispatchModeKey"), "PROXY");
-  const nb::object operators = member(nb::module_::import_("torch"), "_ops");
+  const nb::object proxy = attribute(attribute(torch_c(), "_TorchDispatchModeKey"), "PROXY");
+  const nb::object operators = attribute(nb::module_::import_("torch"), "_ops");
   const auto is_active = [&](nb::handle mode_of) { return !mode_of.is_none() && !mode_of(proxy).is_none(); };
-  return !proxy.is_none() && (is_active(member(torch_c(), "_get_dispatch_mode")) ||
-                              is_active(member(operators, "_get_dispatch_mode_pre_dispatch")));
+  return !proxy.is_none() && (is_active(attribute(torch_c(), "_get_dispatch_mode")) ||
+                              is_active(attribute(operators, "_get_dispatch_mode_pre_dispatch")));
 }
 
 }  // namespace

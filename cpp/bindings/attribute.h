@@ -1,0 +1,18 @@
+// Attributes that an object may lack.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace nsa_kernel::bindings {
+
+/// An attribute; None where there is none, or none that can be had. PyObject_HasAttr, and nanobind with it, would print
+/// what else than AttributeError an object raises, from Python 3.13 on.
+inline nanobind::object attribute(nanobind::handle of, const char* name) {
+  nanobind::object value = nanobind::steal(PyObject_GetAttrString(of.ptr(), name));
+  if (value.is_valid()) return value;
+  if (!PyErr_ExceptionMatches(PyExc_Exception)) throw nanobind::python_error();
+  PyErr_Clear();
+  return nanobind::none();
+}
+
+}  // namespace nsa_kernel::bindings
