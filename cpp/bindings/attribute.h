@@ -5,8 +5,8 @@
 
 namespace nsa_kernel::bindings {
 
-/// An attribute; None where there is none, or none that can be had. PyObject_HasAttr, and nanobind with it, would print
-/// what else than AttributeError an object raises, from Python 3.13 on.
+/// An attribute; None where there is none, or where asking for it raises. From Python 3.13 on, PyObject_HasAttr, and so
+/// nanobind's hasattr, prints every exception but AttributeError.
 inline nanobind::object attribute(nanobind::handle of, const char* name) {
   nanobind::object value = nanobind::steal(PyObject_GetAttrString(of.ptr(), name));
   if (value.is_valid()) return value;
