@@ -21,7 +21,7 @@ from parts import BATCH_SIZES, PARTS, parts
 from peers import rows
 from peers.names import PLAN, REPLAY_PLAN
 from plots import draw
-from readme import load_refresh, readme_block, tables_block, with_block
+from readme import load_engines, readme_block, tables_block, with_block
 from results import Results, load, save
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -135,7 +135,7 @@ def readme(options: argparse.Namespace) -> int:
     if options.tables:
         block = tables_block(results, source)
     else:
-        block = readme_block(results, source, load_refresh(options.results))
+        block = readme_block(results, source, load_engines(options.results))
     if options.write:
         options.write.write_text(with_block(options.write.read_text(), block))
     else:

@@ -32,8 +32,6 @@ HOST_ROWS = (CALL, PLAN, COUNT, LAUNCH, TRITON_AFTER_ITEM, PYTHON_LOOP)
 BEGIN, END = "<!-- measured: {} -->", "<!-- /measured -->"
 BLOCK = re.compile(r"<!-- measured:? ?(?P<source>\S*) -->\n(?P<body>.*?)<!-- /measured -->", re.DOTALL)
 PLOT = "scaling_bs.svg"
-REFRESH = "sglang_refresh.json"  # beside the results: whole refreshes inside SGLang
-README_REFRESH = {"kv": "fp8_e4m3", "mode": "decode", "bs": 32}
 # What the README's table has of the results: part, case, its name there, column, the row before and ours.
 README_LINES = (
     ("draft_extend", "bs 32", "lengths of the draft tokens of 32 requests", "host", TRITON_AFTER_ITEM, PLAN),
@@ -52,6 +50,23 @@ README_LINES = (
         "host",
         BEFORE,
         AFTER,
+    ),
+)
+# What it has of the files beside the results: a file, a row of it, its name in the table, the engine, the columns.
+ENGINE_LINES = (
+    (
+        "sglang_refresh.json",
+        {"kv": "fp8_e4m3", "mode": "decode", "bs": 32},
+        "a whole refresh inside SGLang, decode, 32 requests, fp8 KV",
+        "SGLang",
+        ("host_us_off", "host_us_on"),
+    ),
+    (
+        "vllm_builds.json",
+        {"name": "decode", "tokens": 2, "bs": 32, "batch": "exact"},
+        "a build of vLLM's sparse indexer, decode with 1 draft token, 32 requests",
+        "vLLM",
+        ("host_off", "host_on"),
     ),
 )
 
@@ -130,10 +145,10 @@ def _sglang_lines(results: Results) -> list[str]:
     return _by_batch(f"{BEFORE} → with this plug-in: host, device time", functions)
 
 
-def load_refresh(results: Path) -> dict[str, Any] | None:
-    """The refreshes inside SGLang that were measured on the GPU of a results file."""
-    path = results.with_name(REFRESH)
-    return json.loads(path.read_text()) if path.exists() else None
+def load_engines(results: Path) -> dict[str, dict[str, Any]]:
+    """What was measured of the engines on the GPU of a results file, by the file's name."""
+    paths = [results.with_name(line[0]) for line in ENGINE_LINES]
+    return {path.name: json.loads(path.read_text()) for path in paths if path.exists()}
 
 
 def _where(results: Results) -> str:
@@ -147,7 +162,7 @@ def _block(source: str, lines: Iterable[str]) -> str:
     return "\n".join([BEGIN.format(source), *lines, "", picture, END])
 
 
-def readme_block(results: Results, source: str, refresh: dict[str, Any] | None = None) -> str:
+def readme_block(results: Results, source: str, engines: dict[str, dict[str, Any]]) -> str:
     """The README's table. `source` is the path from the page to the results file."""
     note, lines = "", []
     for part, case, label, column, before, ours in README_LINES:
@@ -155,13 +170,13 @@ def readme_block(results: Results, source: str, refresh: dict[str, Any] | None =
         times = [median(rows.get(row), column) for row in (before, ours)]
         if None not in times:
             lines.append([label, column, f"{_short(times[0])} ({before})", _short(times[1])])
-    for row in refresh["rows"] if refresh else ():
-        if row.items() >= README_REFRESH.items():
-            known = refresh["environment"]
-            name = f"SGLang {known['sglang']}"
-            label = f"a whole refresh inside SGLang, {row['mode']}, {row['bs']} requests, fp8 KV"
-            lines.append([label, "host", f"{_short(row['host_us_off'])} ({name})", _short(row["host_us_on"])])
-            note = f" The refresh: torch {known['torch']}, {known['date']}."
+    for file, match, label, engine, (off, on) in ENGINE_LINES:
+        for row in engines.get(file, {"rows": ()})["rows"]:
+            if row.items() >= match.items():
+                known = engines[file]["environment"]
+                name = f"{engine} {known[engine.lower()]}"
+                lines.append([label, "host", f"{_short(row[off])} ({name})", _short(row[on])])
+                note += f" {engine}'s row: torch {known['torch']}, {known['date']}."
     table = _markdown(["", "time", "before", "with nsa-kernel"], lines)
     return _block(source, [f"Medians in us. {_where(results)}.{note}", "", *table])
 

@@ -317,7 +317,7 @@ def main() -> None:
         deep_gemm._get_paged_mqa_logits_metadata_impl = plan if options.deep_gemm else fixed_schedule
         rows.append(measure(build, ways, 1 if options.small else options.rounds))
         print(line(rows[-1]), flush=True)
-    known = environment("cuda" if GPU else "cpu")
+    known = environment("cuda" if GPU else "cpu") | {"vllm": importlib.import_module("vllm").__version__}
     out = options.out or ROOT / "benchmarks" / "results" / folder_name(known) / "vllm_builds.json"
     if not options.small or options.out:
         out.parent.mkdir(parents=True, exist_ok=True)

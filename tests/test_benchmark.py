@@ -554,19 +554,21 @@ def test_a_file_of_another_format_is_refused(tmp_path):
 def test_the_readmes_table_has_what_was_measured():
     found = some_results()
     found.records.append(record("draft_extend", "bs 32", names.TRITON_AFTER_ITEM, peers.PEER, host=41.26))
-    refresh = {
-        "environment": {"sglang": "0.5.23", "torch": "2.14.1", "date": "a day"},
-        "rows": [{**readme.README_REFRESH, "bs": bs, "host_us_off": 270.4, "host_us_on": 8.12} for bs in (8, 32)],
-    }
+    engines = {}
+    for file, row, _, engine, (off, on) in readme.ENGINE_LINES:
+        environment = {engine.lower(): "1.2", "torch": "2.14.1", "date": "a day"}
+        rows = [{**row, "bs": bs, off: 270.4, on: 8.12} for bs in (8, 32)]
+        engines[file] = {"environment": environment, "rows": rows}
     draft_extend = "| lengths of the draft tokens of 32 requests | host | 41.3 (Triton after cumsum and item) | 4.2 |"
-    block = readme.readme_block(found, "a-gpu/results.json", refresh)
+    block = readme.readme_block(found, "a-gpu/results.json", engines)
     lines = [line for line in block.splitlines() if line.startswith("| ")]
     assert lines[2:] == [
         draft_extend,
-        "| a whole refresh inside SGLang, decode, 32 requests, fp8 KV | host | 270 (SGLang 0.5.23) | 8.1 |",
+        "| a whole refresh inside SGLang, decode, 32 requests, fp8 KV | host | 270 (SGLang 1.2) | 8.1 |",
+        "| a build of vLLM's sparse indexer, decode with 1 draft token, 32 requests | host | 270 (vLLM 1.2) | 8.1 |",
     ]
-    assert "The refresh: torch 2.14.1, a day." in block
-    block = readme.readme_block(found, "a-gpu/results.json")
+    assert "SGLang's row: torch 2.14.1, a day. vLLM's row: torch 2.14.1, a day." in block
+    block = readme.readme_block(found, "a-gpu/results.json", {})
     assert [line for line in block.splitlines() if line.startswith("| ")][2:] == [draft_extend]
 
 
@@ -626,7 +628,7 @@ def test_every_measured_number_of_a_block_comes_from_a_committed_file(page):
         return
     assert block is not None, f"write it with `bench.py readme {files[0].relative_to(ROOT)} --write {page}`"
     source = path.parent / block["source"]
-    more = [readme.load_refresh(source)] if page == "README.md" else []
+    more = [readme.load_engines(source)] if page == "README.md" else []
     assert block[0] == PAGES[page](results.load(source), block["source"], *more)
     for link in (source, source.with_name(readme.PLOT)):
         assert link.exists()
