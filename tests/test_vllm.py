@@ -6,12 +6,14 @@ What needs vLLM runs in a child process, where vllm_stubs.py imports it; Triton 
 import dataclasses
 import fractions
 import importlib
+import importlib.util
 import inspect
 import itertools
 import random
 import re
 import sys
 import types
+import weakref
 
 import nsa_kernel
 import processes
@@ -144,6 +146,8 @@ def child_imports_late(folder):
     load_plugins()
     imported = {name for name in set(sys.modules) - before if name.startswith("vllm.")}
     assert imported <= {"vllm.plugins", "vllm.envs", "vllm.logger", *(n for n in imported if "logging_utils" in n)}
+    for level in versions.LEVELS.values():
+        assert importlib.util.find_spec(level.module).origin.startswith(folder)  # imports no level
     builder, batch = make_builder(family=100), make_batch([1, 1], [9, 9], torch.ones(2, WIDTH, dtype=torch.int32))
     assert find(f"{BUILDER}.build").__module__ == "nsa_kernel.vllm.decode"
     nsa_kernel.fill_indexer_decode_metadata = None
@@ -283,6 +287,7 @@ def child_with_changed_source(folder, change, *levels):
 
 CHANGES = {  # what changes, and the levels that are left in place
     f"{KERNELS}:_token_request": ["kernels"],
+    "vllm.utils.deep_gemm:get_paged_mqa_page_sizes": ["kernels"],
     f"{BUILDER}.update_draft_decode_metadata": ["methods"],
     f"{BUILDER}._dcp_localize_decode_seq_lens": ["build"],
     f"{BUILDER}.build": ["methods", "build"],
@@ -327,6 +332,28 @@ def test_no_import_of_vllms_fails_for_the_plugin(in_child):
     [line] = said(log)
     assert line.startswith("nsa_kernel leaves vLLM's kernels in place: TypeError(")
     assert log.endswith("goes on\n")
+
+
+def child_refuses(folder):
+    vllm_stubs.import_vllm(folder)
+    load_plugins()
+    kernel = find(f"{KERNELS}:_token_request_mapping_kernel")[(1,)]
+    starts, requests = int32([0, 2, 5]), torch.empty(9, dtype=torch.int64)  # which Triton takes
+    for how, call in {
+        "by position": lambda: kernel(starts, requests, 2, 5, 9),
+        "by name": lambda: kernel(query_start_loc=starts, output=requests, num_reqs=2, num_mapped=5, num_tokens=9),
+    }.items():
+        requests.fill_(UNTOUCHED)
+        call()
+        assert requests.tolist() == [0, 0, 1, 1, 1, 0, 0, 0, 0], how
+
+
+def test_vllm_does_what_the_library_refuses(in_child):
+    log = in_child(child_refuses)
+    lines = [line for line in said(log) if " replaces " not in line]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"nsa_kernel leaves a call of {KERNELS}:_token_request_mapping_kernel to vLLM: ")
+    assert "dtype int64" in lines[0]
 
 
 def child_without_a_usable_gpu(folder):
@@ -679,7 +706,8 @@ def child_keeps_steps(folder):
     bound = []
     plan = nsa_kernel.IndexerDecodePlan
     nsa_kernel.IndexerDecodePlan = lambda *args, **kwargs: bound.append(1) or plan(*args, **kwargs)
-    importlib.import_module("nsa_kernel.vllm.decode").MAX_STEPS = 3
+    decode = importlib.import_module("nsa_kernel.vllm.decode")
+    decode.MAX_SIZES, decode.MAX_PLACES = 3, 2
     case = Case(0, family=90, drafts=1, kind="uniform", adaptive=False, requests=4)
     builder, batch = case.builder(), case.batch()
     for _ in range(3):
@@ -688,14 +716,23 @@ def child_keeps_steps(folder):
     moved = dataclasses.replace(batch, seq_lens=batch.seq_lens.clone())
     assert builder.build(0, moved).seq_lens is moved.seq_lens
     assert len(bound) == 2
-    batches = [case.batch() for _ in range(5)]
-    for batch in batches:
-        builder.build(0, batch)
-        assert len(builder._nsa_kernel_known.steps) <= 3
+    steps = builder._nsa_kernel_known.steps
+    kept = []
+    for _ in range(5):
+        moved = dataclasses.replace(batch, seq_lens=batch.seq_lens.clone())
+        kept.append(weakref.ref(moved.seq_lens))
+        builder.build(0, moved)
+        assert [len(places) for places in steps.values()] == [2]
+    del moved
+    assert [of() is None for of in kept] == [True, True, True, False, False]
+    for requests in range(5, 10):
+        builder.build(0, Case(0, family=90, drafts=1, kind="uniform", adaptive=False, requests=requests).batch())
+        assert len(steps) <= 3
     print("kept")
 
 
 def test_a_step_is_bound_once_and_again_where_its_tensors_moved(in_child):
+    """And the memory of tensors that are new in every step is not kept."""
     assert in_child(child_keeps_steps).endswith("kept\n")
 
 

@@ -2,7 +2,7 @@
 
 What a builder's steps have in common is found out once, and the plan of a step and the views that it returns are kept
 under the sizes and addresses that a step brings. A plan keeps the memory of its tensors, so an address that is met
-again is the same memory.
+again is the same memory. Tensors that are new in every step have new addresses, and only the newest are kept.
 """
 
 import importlib
@@ -23,7 +23,8 @@ indexer = importlib.import_module(INDEXER)
 _DEEP_GEMM_IN_WHEEL = "vllm.third_party.deep_gemm"
 _SCHEDULE_PAGE = 64
 
-MAX_STEPS = 2048  # kinds of step that a builder keeps before it starts anew
+MAX_SIZES = 512  # of batches whose steps a builder keeps before it starts anew
+MAX_PLACES = 8  # of steps of the same sizes: the newest
 
 
 @replaces(f"{BUILDER}.build")
@@ -62,7 +63,7 @@ class Known:
         self.compressed = builder.compress_ratio > 1
         # Here vLLM divides lengths that are not its own into a buffer of their own, as long as the batch has tokens.
         self.divides = self.compressed and self.threshold == 1 and not rows_alone
-        self.steps: dict[tuple[Any, ...], _Step] = {}
+        self.steps: dict[tuple[Any, ...], dict[tuple[Any, ...], _Step]] = {}  # by sizes, then by place
 
         self.schedules: bool = indexer.current_platform.is_cuda() and indexer.has_deep_gemm()
         self.schedule_format = self.find_schedule_format(builder) if self.schedules else None
@@ -101,12 +102,17 @@ class Known:
         starts, seq_lens, table = common.query_start_loc, common.seq_lens, common.block_table_tensor
         dcp = common.dcp_local_seq_lens is not None
         addresses = starts.data_ptr(), seq_lens.data_ptr(), table.data_ptr()
-        key = (num_reqs, num_tokens, longest, shortest, dcp, addresses, table.shape, table.stride())
-        step = self.steps.get(key)
-        if step is None:
-            if len(self.steps) == MAX_STEPS:
+        sizes, place = (num_reqs, num_tokens, longest, shortest, dcp), (addresses, table.shape, table.stride())
+        places = self.steps.get(sizes)
+        if places is None:
+            if len(self.steps) == MAX_SIZES:
                 self.steps.clear()
-            step = self.steps[key] = self.bind(builder, common, longest, shortest)
+            places = self.steps[sizes] = {}
+        step = places.get(place)
+        if step is None:
+            if len(places) == MAX_PLACES:
+                del places[next(iter(places))]
+            step = places[place] = self.bind(builder, common, longest, shortest)
         run, fill_schedule, fields = step
         run()
         if fill_schedule is not None:

@@ -1,6 +1,7 @@
 """The Triton kernels that vLLM launches as `kernel[grid](...)`, with their arguments."""
 
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -18,9 +19,9 @@ _DECODE = f"{KERNELS}:_indexer_decode_metadata_kernel"
 _REQUESTS = f"{KERNELS}:_token_request_mapping_kernel"
 
 # vLLM's registry of kernels drops the grids. Its own kernels get them from their arguments again.
-_GRIDS: dict[str, Callable[..., int]] = {
-    _DECODE: lambda *args: max(args[8], args[9] + -(-(args[10] - args[9]) // 256)),
-    _REQUESTS: lambda *args: -(-args[4] // 256),
+_GRIDS: dict[str, Callable[[dict[str, int]], int]] = {
+    _DECODE: lambda of: max(of["num_reqs"], of["num_tokens"] + -(-(of["capacity"] - of["num_tokens"]) // 256)),
+    _REQUESTS: lambda of: -(-of["num_tokens"] // 256),
 }
 
 
@@ -78,12 +79,12 @@ def token_request_mapping(
 def replace(kernels: dict[str, Any], replacements: dict[str, Callable[..., Any]]) -> None:
     """Replaces kernels through vLLM's own registry, which reaches every module that has them."""
     for target, kernel in kernels.items():
-        own[target] = _launcher(kernel, _GRIDS[target])
+        own[target] = _launcher(kernel, _GRIDS[target], inspect.signature(replacements[target]))
     _dispatcher.register_kernels({target.replace(":", "."): function for target, function in replacements.items()})
 
 
-def _launcher(kernel: Any, grid: Callable[..., int]) -> Callable[..., None]:
+def _launcher(kernel: Any, grid: Callable[[dict[str, int]], int], signature: inspect.Signature) -> Callable[..., None]:
     def launch(*args: Any, **kwargs: Any) -> None:
-        kernel[(grid(*args),)](*args, **kwargs)
+        kernel[(grid(signature.bind(*args, **kwargs).arguments),)](*args, **kwargs)
 
     return launch

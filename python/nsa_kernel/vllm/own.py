@@ -12,12 +12,20 @@ _usable: bool | None = None
 
 
 def replaces(target: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Has vLLM's own do the calls for which a function returns NotImplemented, and all without a usable GPU."""
+    """Has vLLM's own do the calls for which a function returns NotImplemented, and all without a usable GPU.
+
+    Its own does a call that the library refuses too: nothing has been written then.
+    """
 
     def replacing(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def replacement(*args: Any, **kwargs: Any) -> Any:
-            result = function(*args, **kwargs) if _usable or usable() else NotImplemented
+            result = NotImplemented
+            if _usable or usable():
+                try:
+                    result = function(*args, **kwargs)
+                except (TypeError, ValueError) as reason:
+                    log.say_once(f"nsa_kernel leaves a call of {target} to vLLM: {reason}")
             return own[target](*args, **kwargs) if result is NotImplemented else result
 
         return replacement

@@ -59,17 +59,20 @@ class _AfterImport(importlib.abc.MetaPathFinder):
         self.waiting = waiting
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
-        """Finds what the other finders find."""
-        if fullname not in self.waiting:
+        """Finds what the other finders find, and goes on waiting where that is all that is asked."""
+        names = self.waiting.pop(fullname, None)
+        if names is None:
             return None
-        names = self.waiting.pop(fullname)
-        spec = importlib.util.find_spec(fullname)
+        try:
+            spec = importlib.util.find_spec(fullname)  # which asks here too
+        finally:
+            self.waiting[fullname] = names
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
             def exec_module(module: Any) -> None:
                 execute(module)
-                _replace(names)
+                _replace(self.waiting.pop(fullname, []))
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

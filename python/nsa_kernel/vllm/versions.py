@@ -34,6 +34,7 @@ SOURCES = {
         f"{DEEP_GEMM}:_import_deep_gemm": "78805dc9c797a18c",
         f"{DEEP_GEMM}:_paged_mqa_logits_schedule_slots": "33488b4ba490e965",
         f"{DEEP_GEMM}:get_paged_mqa_logits_metadata": "6cde1f642da6228a",
+        f"{DEEP_GEMM}:get_paged_mqa_page_sizes": "0963e89e0c33dcd4",
         f"{BACKEND}:CommonAttentionMetadata": "b83b991c7a22298b",
         f"{BACKEND}:CommonAttentionMetadata.token_to_req_indices": "3c2879ef98f7de29",
         f"{UTILS}:get_dcp_local_seq_lens": "23c8c9f856af2057",
@@ -70,7 +71,7 @@ LEVELS = {
             f"{KERNELS}:_indexer_decode_metadata_kernel": "indexer_decode_metadata",
             f"{KERNELS}:_token_request_mapping_kernel": "token_request_mapping",
         },
-        [f"{KERNELS}:_token_request"],
+        [f"{KERNELS}:_token_request", f"{DEEP_GEMM}:get_paged_mqa_page_sizes"],
         any_version=True,
     ),
     "methods": Level(
