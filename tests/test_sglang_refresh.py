@@ -11,6 +11,7 @@ import importlib
 import inspect
 import os
 import random
+import sys
 import tempfile
 import types
 
@@ -555,15 +556,25 @@ def child_keeps_the_refresh(folder):
     assert of.dsa_backend.seqlens_expand_triton.__wrapped__
 
 
+def child_fails_to_import_the_refresh(folder):
+    sys.modules["nsa_kernel.sglang.refresh"] = None
+    child_keeps_the_refresh(folder)
+
+
 @pytest.mark.parametrize(
-    ("environment", "reason"),
+    ("child", "environment", "reason"),
     [
-        ({"NSA_KERNEL_SGLANG": "functions"}, "NSA_KERNEL_SGLANG is functions"),
-        ({engine.DEEP_GEMM: "0.2.5"}, "sgl-deep-gemm is 0.2.5, must be 0.2.3.post2"),
+        (child_keeps_the_refresh, {"NSA_KERNEL_SGLANG": "functions"}, "NSA_KERNEL_SGLANG is functions"),
+        (child_keeps_the_refresh, {engine.DEEP_GEMM: "0.2.5"}, "sgl-deep-gemm is 0.2.5, must be 0.2.3.post2"),
+        (
+            child_fails_to_import_the_refresh,
+            {},
+            "ModuleNotFoundError('import of nsa_kernel.sglang.refresh halted; None in sys.modules')",
+        ),
     ],
 )
-def test_functions_alone(sglang_folder, environment, reason):
-    [line] = said(in_child(sglang_folder, child_keeps_the_refresh, **environment))
+def test_functions_alone(sglang_folder, child, environment, reason):
+    [line] = said(in_child(sglang_folder, child, **environment))
     assert (
         line == REPLACES.replace("the refresh of captured batches and ", "") + f"; the refresh stays SGLang's: {reason}"
     )

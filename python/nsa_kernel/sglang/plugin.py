@@ -35,11 +35,14 @@ def register() -> None:
     what = ", ".join(function.__name__ for function in _FUNCTIONS.values())
     replacements = _FUNCTIONS
     obstacle = _refresh_obstacle()
+    if not obstacle:
+        try:
+            replacements = replacements | _refresh_methods()
+            what = f"the refresh of captured batches and {what}"
+        except Exception as error:  # SGLang's code is imported
+            obstacle = repr(error)
     if obstacle:
         what += f"; the refresh stays SGLang's: {obstacle}"
-    else:
-        what = f"the refresh of captured batches and {what}"
-        replacements = replacements | _refresh_methods()
     hooks = importlib.import_module("sglang.srt.plugins.hook_registry")
     for target, function in replacements.items():
         hooks.HookRegistry.register(target, function, hooks.HookType.REPLACE)
