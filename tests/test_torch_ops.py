@@ -260,6 +260,16 @@ def test_a_stream_is_refused_while_compiling(device):
         torch.compile(step, fullgraph=True, backend="aot_eager")(*lengths(5, device), *outputs)
 
 
+def test_a_mode_that_is_given_twice_is_refused_while_compiling(device):
+    torch.compiler.reset()
+
+    def step(seq_lens, out):
+        nsa_kernel.fill_replay_metadata("decode", mode="target_verify", seq_lens=seq_lens, cache_seqlens=out)
+
+    with pytest.raises(Exception, match="positional argument"):
+        torch.compile(step, fullgraph=True, backend="aot_eager")(lengths(5, device)[1], empty(5, device=device))
+
+
 @pytest.mark.cuda
 def test_reduce_overhead_captures_the_ops_in_cuda_graphs(device):
     torch.compiler.reset()

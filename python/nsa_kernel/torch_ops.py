@@ -80,7 +80,7 @@ def _register(name: str) -> None:
         if stream is not None:
             raise TypeError(f"{name}: stream is given, must be absent under torch.compile")
         if "mode" in kwargs:
-            args = (kwargs.pop("mode"),)
+            args = (kwargs.pop("mode"), *args)
         operator(*args, **kwargs)
 
     torch.compiler.substitute_in_graph(function, skip_signature_check=True)(traced)
