@@ -34,7 +34,7 @@ BLOCK = re.compile(r"<!-- measured:? ?(?P<source>\S*) -->\n(?P<body>.*?)<!-- /me
 PLOT = "scaling_bs.svg"
 # What the README's table has of the results: part, case, its name there, column, the row before and ours.
 README_LINES = (
-    ("draft_extend", "bs 32", "lengths of the draft tokens of 32 requests", "host", TRITON_AFTER_ITEM, PLAN),
+    ("draft_extend", "bs 32", "lengths and count of draft tokens, 32 requests", "host", TRITON_AFTER_ITEM, COUNT),
     (
         "replay",
         "draft_extend uniform 128 x 4, kv 8192, width 131072",
@@ -57,7 +57,7 @@ ENGINE_LINES = (
     (
         "sglang_refresh.json",
         {"kv": "fp8_e4m3", "mode": "decode", "bs": 32},
-        "a whole refresh inside SGLang, decode, 32 requests, fp8 KV",
+        "a whole refresh of SGLang's backend, decode, 32 requests, fp8 KV",
         "SGLang",
         ("host_us_off", "host_us_on"),
     ),

@@ -25,7 +25,9 @@ An **array** is anything that exports DLPack or a buffer, on the CPU or on a CUD
 overlaps no other array. A shape with `>=` is the least that is needed. An argument without a default has to be given;
 those after `*` go by name. Array values are not validated: negative lengths count as 0, sums saturate at INT32_MAX.
 
-Errors say `<op>: <argument> <what it is>, must <what it should be>`, and nothing is written before a refusal.\
+Errors say `<op>: <argument> <what it is>, must <what it should be>`, and nothing is written before a refusal. A
+drop-in function that returns the count says after what fits is written that the count exceeds the capacity; other
+errors of the drop-in functions have the name of the op that they call.\
 """
 WIDTH = 100
 KINDS = {"number": "int", "flag": "bool", "stream": "stream"}

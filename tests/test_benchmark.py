@@ -554,17 +554,20 @@ def test_a_file_of_another_format_is_refused(tmp_path):
 def test_the_readmes_table_has_what_was_measured():
     found = some_results()
     found.records.append(record("draft_extend", "bs 32", names.TRITON_AFTER_ITEM, peers.PEER, host=41.26))
+    found.records.append(record("draft_extend", "bs 32", names.COUNT, host=8.25))
     engines = {}
     for file, row, _, engine, (off, on) in readme.ENGINE_LINES:
         environment = {engine.lower(): "1.2", "torch": "2.14.1", "date": "a day"}
         rows = [{**row, "bs": bs, off: 270.4, on: 8.12} for bs in (8, 32)]
         engines[file] = {"environment": environment, "rows": rows}
-    draft_extend = "| lengths of the draft tokens of 32 requests | host | 41.3 (Triton after cumsum and item) | 4.2 |"
+    draft_extend = (
+        "| lengths and count of draft tokens, 32 requests | host | 41.3 (Triton after cumsum and item) | 8.2 |"
+    )
     block = readme.readme_block(found, "a-gpu/results.json", engines)
     lines = [line for line in block.splitlines() if line.startswith("| ")]
     assert lines[2:] == [
         draft_extend,
-        "| a whole refresh inside SGLang, decode, 32 requests, fp8 KV | host | 270 (SGLang 1.2) | 8.1 |",
+        "| a whole refresh of SGLang's backend, decode, 32 requests, fp8 KV | host | 270 (SGLang 1.2) | 8.1 |",
         "| a build of vLLM's sparse indexer, decode with 1 draft token, 32 requests | host | 270 (vLLM 1.2) | 8.1 |",
     ]
     assert "SGLang's row: torch 2.14.1, a day. vLLM's row: torch 2.14.1, a day." in block

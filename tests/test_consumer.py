@@ -1,4 +1,4 @@
-"""A C++ project that finds the package with CMake, links it, and runs both ops."""
+"""A C++ project that finds the package with CMake, links it, and runs the ops."""
 
 import os
 import re

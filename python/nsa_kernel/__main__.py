@@ -17,10 +17,10 @@ CMAKE_DIR = INSTALLED / "lib" / "cmake" / "nsa_kernel"
 INCLUDE_DIR = INSTALLED / "include"
 
 COMMANDS = {
-    "info": "what this build holds and which devices it can use",
-    "demo": "both ops on a small batch, on the GPU where there is one",
-    "selftest": "every variant and mode against plain Python loops, on every device",
-    "bench": "quick timings on this machine",
+    "info": "prints what this build holds and which devices it can use",
+    "demo": "fills the metadata of a small batch, on the GPU where there is one",
+    "selftest": "compares every variant and mode with plain Python loops, on every device",
+    "bench": "times launches on this machine",
 }
 
 
@@ -54,7 +54,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namesp
     folders.add_argument("--include-dir", action="store_true", help="print the folder of the C++ headers")
     commands = parser.add_subparsers(dest="command", metavar="command")
     for name, what in COMMANDS.items():
-        command = commands.add_parser(name, help=what, description=f"Prints {what}.")
+        command = commands.add_parser(name, help=what, description=f"{what.capitalize()}.")
         if name == "info":
             command.add_argument("--json", action="store_true", help="print JSON for programs")
     return parser, parser.parse_args(argv)

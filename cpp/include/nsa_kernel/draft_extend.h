@@ -52,7 +52,8 @@ class DraftExtendPlan {
 void fill_draft_extend_metadata(const DraftExtend& buffers, Variant variant = Variant::optimized,
                                 Stream stream = nullptr);
 
-/// The same, and synchronizes for the number of tokens, which it returns. Refused during capture of `stream`.
+/// The same, and synchronizes for the number of tokens, which it returns, also where it exceeds the capacity and only
+/// what fits is written. Refused during capture of `stream`.
 int64_t fill_draft_extend_metadata_and_count(const DraftExtend& buffers, Variant variant = Variant::optimized,
                                              Stream stream = nullptr);
 

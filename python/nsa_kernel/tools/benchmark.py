@@ -297,7 +297,7 @@ def round_count(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Times the ops on this machine and prints a table; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m nsa_kernel bench", description="Quick timings on this machine.")
+    parser = argparse.ArgumentParser(prog="python -m nsa_kernel bench", description="Times launches on this machine.")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: CUDA where it can be used")
     parser.add_argument("--rounds", type=round_count, default=21, help="rounds of each row (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
