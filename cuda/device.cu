@@ -51,6 +51,7 @@ std::vector<DeviceInfo> ask_devices(int count, const std::vector<std::string>& a
     cudaDeviceProp properties;
     if (cudaGetDeviceProperties(&properties, device) != cudaSuccess) {
       cudaGetLastError();
+      devices.push_back({"unknown", 0, 0, false});
       continue;
     }
     const bool usable = std::any_of(architectures.begin(), architectures.end(), [&](const auto& built) {

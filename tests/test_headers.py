@@ -25,7 +25,7 @@ def test_all_headers_are_known_here(include_dir):
 @pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 @pytest.mark.parametrize("header", HEADERS)
 def test_a_header_compiles_alone(include_dir, header):
-    flags = ["-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only", "-x", "c++", "-"]
+    flags = ["-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Werror", "-fsyntax-only", "-x", "c++", "-"]
     source = f'#include "nsa_kernel/{header}"\n#include "nsa_kernel/{header}"\nint main() {{}}\n'
     done = subprocess.run(
         [COMPILER, f"-I{include_dir}", *flags], input=source, text=True, capture_output=True, check=False

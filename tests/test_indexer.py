@@ -469,6 +469,11 @@ REFUSALS = {
         (ValueError, "max_query_len is -1, must be at least 0", {"query_start_loc": None, "max_query_len": -1}),
         (ValueError, "num_tokens is absent in layout rows, must be given", {"num_tokens": None}),
         (ValueError, "num_tokens is -1, must be at least 0", {"num_tokens": -1}),
+        (
+            ValueError,
+            "num_tokens is 1073741825, must be at most 1073741824",
+            {"num_tokens": 2**30 + 1, "decode_seq_lens": None},
+        ),
         (ValueError, f"page_size is 0, {DIVISOR}", {"page_size": 0}),
         (ValueError, f"page_size is -64, {DIVISOR}", {"page_size": -64}),
         (ValueError, "global_seq_lens has 4 elements, must have at least 5", {"global_seq_lens": words(4)}),

@@ -93,6 +93,7 @@ int64_t check_rows(const IndexerDecode& args) {
   require.not_negative("num_tokens", *args.num_tokens);
   const int64_t capacity = args.decode_seq_lens ? args.decode_seq_lens.size : rules::kMaxStored;
   const int64_t rows = rules::min(*args.num_tokens, capacity);
+  require.at_most("num_tokens", rows, Require::kCountable);
   require.countable("global_seq_lens", args.global_seq_lens.size);
   require.countable("decode_lens", args.decode_lens.size);
   require.countable("indices", args.indices.size);

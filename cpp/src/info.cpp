@@ -1,6 +1,7 @@
 #include "nsa_kernel/info.h"
 
 #include "launch.h"
+#include "require.h"
 
 namespace nsa_kernel {
 
@@ -13,6 +14,10 @@ Info info() {
   return info;
 }
 
-void launch_empty_kernel(Device device, Stream stream) { cuda::launch_empty(device, stream); }
+void launch_empty_kernel(Device device, Stream stream) {
+  constexpr Require require("launch_empty_kernel");
+  require(device.type == DeviceType::cuda, "device is the CPU, must be a CUDA device");
+  cuda::launch_empty(device, stream);
+}
 
 }  // namespace nsa_kernel

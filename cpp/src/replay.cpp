@@ -62,6 +62,7 @@ void check_outputs(const Replay& args) {
   const TableView<int32_t>& ctx = args.ctx_lens_2d;
   require(!ctx || (ctx.rows >= bs && ctx.cols >= n), "ctx_lens_2d has shape [", ctx.rows, ", ", ctx.cols,
           "], must be at least [", bs, ", ", n, "]");
+  require.countable("ctx_lens_2d", ctx.cols);
 }
 
 void check_topk_plan(const Replay& args) {

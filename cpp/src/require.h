@@ -37,9 +37,10 @@ class Require {
   }
 
   /// Kernels count the elements of one dimension in 32 bits, and may step past the end.
+  static constexpr int64_t kCountable = int64_t{1} << 30;
+
   void countable(const char* name, int64_t size) const {
-    constexpr int64_t kMost = int64_t{1} << 30;
-    (*this)(size <= kMost, name, " has size ", size, ", must be at most ", kMost);
+    (*this)(size <= kCountable, name, " has size ", size, ", must be at most ", kCountable);
   }
 
   void same_size(const char* name, const LengthView& view, const char* other_name, const LengthView& other) const {

@@ -285,6 +285,7 @@ void refuse_bad_arguments() {
   nsa_kernel::Replay replay;
   replay.mode = static_cast<nsa_kernel::Mode>(3);
   expect_refusal("mode is 3, must be decode", [&] { nsa_kernel::fill_replay_metadata(replay); });
+  expect_refusal("device is the CPU, must be a CUDA device", [] { nsa_kernel::launch_empty_kernel({}); });
 }
 
 void run(Device device, const std::string& name) {

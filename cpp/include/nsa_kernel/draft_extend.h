@@ -21,7 +21,8 @@ inline constexpr int64_t kLinearSearchRequests = 16;
 /// Threads in a block of the kernels of `basic` and `adaptive`.
 inline constexpr int kBlockSize = 256;
 
-/// Buffers of one draft-extend fill. `bs` is the number of requests; the capacity is the shorter of the two outputs.
+/// Buffers of one draft-extend fill. `bs` is the number of requests; the capacity is the shorter of the two outputs, so
+/// without one of them no token is written.
 struct DraftExtend {
   LengthView extend_seq_lens{};           ///< [bs] tokens that each request adds
   LengthView seq_lens{};                  ///< [bs] KV length of each request, added tokens included
@@ -40,6 +41,7 @@ class DraftExtendPlan {
 
   /// Enqueues the fill on `stream` (CUDA) or does it at once (CPU). Asynchronous: no host-device synchronization.
   /// A CUDA graph captured from `basic` or `adaptive` uses this plan's workspace: keep the plan as long as the graph.
+  /// Copies of a plan share it: on two streams at once, run `optimized`, or plans made one by one.
   void run(Stream stream = nullptr) const;
 
  private:

@@ -27,8 +27,8 @@ struct LengthView {
   int64_t stride = 1;              ///< elements from one to the next
 
   LengthView() = default;
-  LengthView(const int32_t* data, int64_t size, int64_t stride = 1) : int32(data), size(size), stride(stride) {}
-  LengthView(const int64_t* data, int64_t size, int64_t stride = 1) : int64(data), size(size), stride(stride) {}
+  LengthView(const int32_t* data, int64_t count, int64_t step = 1) : int32(data), size(count), stride(step) {}
+  LengthView(const int64_t* data, int64_t count, int64_t step = 1) : int64(data), size(count), stride(step) {}
 
   /// False for a view that was not given.
   explicit constexpr operator bool() const { return int32 != nullptr || int64 != nullptr; }
