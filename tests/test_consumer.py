@@ -65,6 +65,17 @@ def test_the_consumer_builds_and_runs(origin, tmp_path, request):
         assert "cuda:0 ok" in lines
 
 
+@pytest.mark.skipif(not CMAKE, reason="needs CMake")
+@pytest.mark.skipif(not nsa_kernel.get_kernel_info()["cuda_version"], reason="without CUDA nothing is unpacked")
+def test_a_project_without_a_language_is_told_what_is_missing(tmp_path):
+    text = "cmake_minimum_required(VERSION 3.25)\nproject(parent LANGUAGES NONE)\nfind_package(nsa_kernel REQUIRED)\n"
+    (tmp_path / "CMakeLists.txt").write_text(text)
+    command = [CMAKE, "-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={installed_package()}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "enable the language CXX first" in " ".join(done.stderr.split())
+
+
 PARENT = """
 cmake_minimum_required(VERSION 3.25)
 project(parent LANGUAGES CXX)
@@ -91,6 +102,24 @@ def test_a_parent_project_installs_a_package_that_works(build_type, tmp_path):
     run(CMAKE, "-S", SOURCE, "-B", consumer, f"-DCMAKE_PREFIX_PATH={prefix}")
     run(CMAKE, "--build", consumer)
     assert "cpu ok" in run(consumer / "consumer")
+
+
+@pytest.mark.skipif(not (CMAKE and COMPILER), reason="needs CMake and a C++ compiler")
+def test_a_parent_project_may_enable_cuda_afterwards(tmp_path, monkeypatch):
+    """And has the GPUs of the library."""
+    monkeypatch.setenv("NSA_KERNEL_PYTHON_PATH", os.pathsep.join(sys.path))
+    search = [CMAKE, "-P", ROOT / "packaging" / "find_nvcc.cmake"]
+    if subprocess.run(search, capture_output=True, check=False).returncode:
+        pytest.skip("needs nvcc")
+    kernel = (
+        "enable_language(CUDA)\nadd_executable(parent kernel.cu)\nget_target_property(gpus parent CUDA_ARCHITECTURES)\n"
+    )
+    text = PARENT.replace("OFF", "ON") + ADD_SUBDIRECTORY + kernel + 'message(STATUS "${gpus} for the parent")\n'
+    (tmp_path / "CMakeLists.txt").write_text(text)
+    (tmp_path / "kernel.cu").touch()
+    monkeypatch.setenv("CUDAARCHS", "90")
+    for _ in range(2):  # also when it is configured again
+        assert "-- 90 for the parent\n" in run(CMAKE, "-S", tmp_path, "-B", tmp_path / "build")
 
 
 @pytest.mark.skipif(not (CMAKE and COMPILER), reason="needs CMake and a C++ compiler")
