@@ -144,6 +144,10 @@ def test_help_names_every_command():
         assert command in text
 
 
+def test_a_command_says_what_it_does():
+    assert "\n\nFills the metadata of a small batch, on the GPU where there is one.\n\n" in output("demo", "--help")
+
+
 def test_an_unknown_command_is_refused():
     done = run("-m", "nsa_kernel", "dance")
     assert done.returncode == 2

@@ -54,7 +54,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namesp
     folders.add_argument("--include-dir", action="store_true", help="print the folder of the C++ headers")
     commands = parser.add_subparsers(dest="command", metavar="command")
     for name, what in COMMANDS.items():
-        command = commands.add_parser(name, help=what, description=f"{what.capitalize()}.")
+        command = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
         if name == "info":
             command.add_argument("--json", action="store_true", help="print JSON for programs")
     return parser, parser.parse_args(argv)
