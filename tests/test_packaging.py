@@ -99,6 +99,7 @@ def test_a_binary_distribution_agrees_with_the_whole(major):
     assert binary["build-system"]["requires"] == whole["build-system"]["requires"]
     for key in ("requires-python", "license-files"):
         assert binary["project"][key] == whole["project"][key]
+    assert binary["project"]["license"] == f"{whole['project']['license']} AND BSD-3-Clause AND MIT"  # of what is in it
     ours, theirs = binary["tool"]["scikit-build"], whole["tool"]["scikit-build"]
     assert ours["wheel"]["install-dir"] == package
     assert ours["wheel"]["py-api"] == theirs["wheel"]["py-api"]
